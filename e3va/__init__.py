@@ -1,0 +1,12 @@
+"""e3va: adapt large frozen vision trunks inside OpenMMLab with few trained parameters, little memory, little time."""
+from . import compat
+
+compat.install()
+
+from . import delta_scheme  # noqa: E402, F401 registers e3va://
+from .delta import delta, load_delta, merge, save_delta  # noqa: E402
+from .report import report  # noqa: E402
+from .tuned import tune  # noqa: E402
+
+__version__ = '0.1.0'
+__all__ = ['delta', 'load_delta', 'merge', 'report', 'save_delta', 'tune']

@@ -1,0 +1,133 @@
+"""Help the stack to import, and name the combinations that cannot work. `install()` runs when e3va is imported."""
+import logging
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+# Module -> the distributions that bring it: upstream's names, then the maintained fork's.
+DISTRIBUTIONS = dict(
+    mmengine=('mmengine', 'mmengine-lite', 'onedl-mmengine'),
+    mmcv=('mmcv', 'mmcv-lite', 'mmcv-full', 'onedl-mmcv'),
+    mmdet=('mmdet', 'onedl-mmdetection'),
+    mmseg=('mmsegmentation', 'onedl-mmsegmentation'),
+    mmpretrain=('mmpretrain', 'onedl-mmpretrain'))
+_libraries = []  # torch forgets the operators of a Library that nobody holds
+
+
+def install():
+    """Set right what can be, and warn of the rest, one line each.
+
+    Raises:
+        ImportError: torch or mmengine is missing.
+    """
+    missing = [name for name in ('torch', 'mmengine') if find_spec(name) is None]
+    if missing:
+        raise ImportError(f'e3va needs {" and ".join(missing)}: install torch first, then OpenMMLab\'s packages '
+                          "(upstream's, or in a clone of e3va the tested forks: "
+                          "pip install --no-build-isolation '.[onedl]')")
+    for problem in problems():
+        logging.getLogger(__name__).warning('e3va: %s', problem)
+    name_base_packages()
+    complete_torchvision()
+
+
+def problems():
+    """Yield a line for each unsupported combination among the installed packages, without importing them."""
+    from mmengine.utils import digit_version
+    found = {module: [(name, installed(name)) for name in names if installed(name)]
+             for module, names in DISTRIBUTIONS.items()}
+    for choices in found.values():
+        if len(choices) > 1:
+            names = ' and '.join(name for name, _ in choices)
+            yield f"{names} overwrite each other's files: uninstall all of them, then install one"
+
+    torch, mmengine = installed('torch'), installed('mmengine')
+    if torch and digit_version(torch) < digit_version('2.1'):
+        yield f'torch {torch} is too old: install 2.1 or newer'
+    # https://github.com/open-mmlab/mmengine/issues/1655
+    if torch and mmengine and digit_version(torch) >= digit_version('2.6'):
+        yield (f'mmengine {mmengine} cannot load checkpoints under torch {torch} (weights_only): '
+               'install torch < 2.6, or onedl-mmengine in its place')
+
+    folders = {module: package_folder(module) for module in DISTRIBUTIONS}
+    if not found['mmcv'] or not folders['mmcv']:
+        return
+    mmcv = found['mmcv'][0][1]
+    if not list(folders['mmcv'].glob('_ext*')):
+        yield (f'mmcv {mmcv} has no compiled operators, and detectors need them: install mmcv, not mmcv-lite; '
+               'where pip compiles it, after torch and with --no-build-isolation')
+    for module in ('mmdet', 'mmseg', 'mmpretrain'):
+        if folders[module]:
+            lowest, limit = mmcv_range(folders[module])
+            if limit and not digit_version(lowest) <= digit_version(mmcv) < digit_version(limit):
+                yield f'{module} takes mmcv >= {lowest}, < {limit}, and mmcv {mmcv} is installed: change one of them'
+
+
+def installed(distribution):
+    """The version of an installed distribution, or None."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def package_folder(module):
+    """Where a package lies, found without importing it; None when it is missing (or is a mere folder of that name)."""
+    spec = find_spec(module)
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def mmcv_range(folder):
+    """The lowest and the first too high version of mmcv that a library's `__init__.py` asserts, or None and None."""
+    text = (folder / '__init__.py').read_text()
+    found = [re.search(rf"^mmcv_{end}\w* = '(.+)'", text, re.I | re.M) for end in ('min', 'max')]
+    return [match and match[1] for match in found]
+
+
+def name_base_packages():
+    """Make `_base_ = 'mmseg::...'` find the fork, whose distribution has another name, and `'e3va::...'` find e3va."""
+    from mmengine.config.utils import MODULE2PACKAGE
+    MODULE2PACKAGE['e3va'] = 'e3va'
+    if not installed('mmsegmentation'):
+        MODULE2PACKAGE['mmseg'] = 'mmseg'
+
+
+def complete_torchvision():
+    """Declare the operators that torchvision names at import, where its own library does not load.
+
+    PyPI's wheel is the CUDA build: beside a CPU torch its `_C.so` is left out, and `import torchvision` fails, with it
+    timm, mmpretrain and every Runner. Afterwards only torchvision's own operators raise (mmcv brings nms, roi_align).
+    """
+    folder = package_folder('torchvision')
+    if folder is None or 'torchvision' in sys.modules:
+        return
+    import torch
+    for path in folder.glob('_C*.so'):
+        try:
+            torch.ops.load_library(path)  # what torchvision does first, and without its other imports
+        except OSError:
+            library = torch.library.Library('torchvision', 'DEF')
+            library.define('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+            library.define('qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+            _libraries.append(library)
+
+
+def patch_mmpretrain():
+    """Give SciPy >= 1.14 back `interp2d`, by which mmpretrain resizes position tables when the window differs.
+
+    Called before mmpretrain loads weights. On a grid it is the bivariate spline that SciPy names as its successor.
+    """
+    if not installed('scipy'):
+        return  # mmpretrain does without, until it resizes
+    from mmengine.utils import digit_version
+    from scipy import interpolate
+
+    def interp2d(x, y, z, kind='linear'):
+        degree = {'linear': 1, 'cubic': 3, 'quintic': 5}[kind]
+        spline = interpolate.RectBivariateSpline(x, y, z.T, kx=degree, ky=degree)
+        return lambda x, y: spline(x, y).T
+
+    if digit_version(version('scipy')) >= digit_version('1.14'):
+        interpolate.interp2d = interp2d

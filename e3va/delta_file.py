@@ -1,0 +1,61 @@
+"""The file of a delta: safetensors, one JSON of metadata, and a checksum over both."""
+import hashlib
+import json
+import os
+import tempfile
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+VERSION = 1
+
+
+def checksum(tensors, text):
+    digest = hashlib.sha256(text.encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f'{name} {value.dtype} {tuple(value.shape)} '.encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def write(path, tensors, meta):
+    """Write {name: tensor} and the JSON-able `meta`; the file is replaced as a whole, or not at all."""
+    path = os.path.abspath(path)
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    text = json.dumps(dict(meta, version=VERSION), default=plain)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    handle, scratch = tempfile.mkstemp(dir=os.path.dirname(path), prefix='.delta-')
+    os.close(handle)
+    try:
+        save_file(tensors, scratch, metadata=dict(e3va=text, sha256=checksum(tensors, text)))
+        os.chmod(scratch, 0o644)                                        # mkstemp's 600 is for secrets
+        os.replace(scratch, path)
+    finally:
+        if os.path.exists(scratch):
+            os.remove(scratch)
+
+
+def read(path):
+    """({name: tensor}, meta) of a delta; ValueError if the file is not one, or is damaged."""
+    if not os.path.isfile(path):
+        raise ValueError(f'there is no delta file {path}')
+    try:
+        with safe_open(path, framework='pt') as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f'{path} is not a readable delta (truncated, damaged, or another format): {error}') from error
+    if 'e3va' not in header:
+        raise ValueError(f'{path} is a safetensors file, but no delta of e3va; save_delta or DeltaHook writes one')
+    if checksum(tensors, header['e3va']) != header.get('sha256'):
+        raise ValueError(f'{path} is damaged: its checksum does not fit its content; copy it again')
+    meta = json.loads(header['e3va'])
+    if meta['version'] > VERSION:
+        raise ValueError(f'{path} has format {meta["version"]}, this e3va reads up to {VERSION}; update e3va')
+    return tensors, meta
+
+
+def plain(value):
+    """JSON for what a config may hold besides: tuples become lists, the rest its text."""
+    return list(value) if isinstance(value, (tuple, set, range)) else getattr(value, 'tolist', lambda: str(value))()

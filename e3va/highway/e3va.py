@@ -1,0 +1,88 @@
+"""E3VA: Parameter-efficient is not Sufficient (Yin et al., ACM MM 2024, doi 10.1145/3664647.3680940).
+
+Beside the frozen trunk runs a second stream e: e_0 = l_0, and each block adds what its two adapters make of the outputs
+of the block's attention and MLP (equation 8). Between stages e passes through the trunk's own frozen downsampling. Every
+trained parameter lies on this stream, so nothing is backpropagated through the trunk.
+"""
+from functools import partial
+
+from torch import nn
+
+from ..layers import DualLowRank
+from ..methods.base import Method, choice, integer
+from ..registry import METHODS
+from ..surgery import rebind
+from .adapter import Adapter, Dense
+from .side import Side, highway
+
+PAPER = dict(init='random', trunk_mode='config')
+
+
+@METHODS.register_module()
+class E3VA(Method):
+    """A parallel highway of low-rank adapters; ranks 8, 16, 32 are the paper's E3VA, E3VA+ and E3VA++.
+
+    Args:
+        rank (int): alpha of the paper, the rank of each of the two branches of a projection.
+        adapter (str): 'low_rank', or 'standard' for whole matrices (Table 5).
+        mid (int): bottleneck width. Default: half the width; 32 for standard adapters, as in Table 5.
+        arrangement (str): 'parallel', or 'stacked': the first adapter's output enters the second (Fig. 3, Table 5).
+        downsampling (str): 'inherited': the trunk's own modules, frozen; 'trainable': copies of them (Table 6).
+        skip (bool): the adapter's own `+ x` of section 3.3; with it the stream is the trunk's plus corrections.
+        join (str): what the trunk gives out: 'replace' norm(e), 'sum' norm(l + e), 'post' norm(l) + norm(e).
+        init (str): 'zero_up': the last up factor and bias are zero, so the tuned model starts as the stock model;
+            'random': every factor kaiming, as in the authors' earlier code.
+        tap (str): an adapter reads a branch 'before' or 'after' its DropPath (the same while the trunk is in eval).
+        trunk_mode (str): 'eval': no dropout and DropPath in the trunk; 'config': as the trunk's config says.
+        preset (str): 'paper' sets what the authors' earlier code does: init='random', trunk_mode='config'.
+        train_out_norms (bool): train the norms before the FPN (Table 6: trained).
+    """
+
+    def __init__(self, rank=8, adapter='low_rank', mid=None, arrangement='parallel', downsampling='inherited',
+                 skip=True, join='replace', init=None, tap='before', trunk_mode=None, preset=None,
+                 train_out_norms=True):
+        super().__init__(train_out_norms)
+        given = PAPER if choice('preset', preset, (None, 'paper')) else {}
+        self.rank = integer('rank', rank)
+        self.adapter = choice('adapter', adapter, ('low_rank', 'standard'))
+        self.mid = mid if mid is None else integer('mid', mid)
+        self.arrangement = choice('arrangement', arrangement, ('parallel', 'stacked'))
+        self.downsampling = choice('downsampling', downsampling, ('inherited', 'trainable'))
+        self.skip = skip
+        self.join = choice('join', join, ('replace', 'sum', 'post'))
+        self.init = choice('init', init or given.get('init', 'zero_up'), ('zero_up', 'random'))
+        self.tap = choice('tap', tap, ('before', 'after'))
+        self.trunk_mode = choice('trunk_mode', trunk_mode or given.get('trunk_mode', 'eval'), ('eval', 'config'))
+        self.starts_at_trunk = self.skip and self.join == 'replace' and self.init == 'zero_up'
+
+    def apply(self, trunk, parts):
+        taps = parts.taps(trunk)
+        if not taps:
+            raise ValueError(f'{type(trunk).__name__} gives nothing out: out_indices={trunk.out_indices}')
+        last, end = taps[-1]                                            # nothing is built past the last output
+        stages = parts.stages(trunk)[:last + 1]
+        stages[-1] = stages[-1] if end == 'merged' else stages[-1][:end + 1]
+        adapters = [[nn.ModuleDict({name: self.make(block.norm1.weight) for name in ('attn', 'mlp')})
+                     for block in blocks] for blocks in stages]
+        merges = {i: merge for i, merge in parts.merges(trunk).items()
+                  if self.downsampling == 'trainable' and (i < last or (i == last and end == 'merged'))}
+        trunk.e3va = Side(adapters, merges, self.arrangement, self.skip, self.join, self.tap)
+        rebind(trunk, parts.ENTRY(trunk), highway)
+
+    def make(self, like):
+        """An adapter for a block whose norm has the weight `like`, (C,)."""
+        width = like.numel()
+        mid = self.mid or (width // 2 if self.adapter == 'low_rank' else 32)
+        if self.adapter == 'low_rank':
+            integer('rank', self.rank, high=mid)
+        made = Adapter(width, mid, partial(DualLowRank, rank=self.rank) if self.adapter == 'low_rank' else Dense)
+        if self.init == 'zero_up':
+            made.up.zero()
+        return made.to(like)
+
+    def loaded(self, trunk, missing):
+        """Trainable copies of the downsampling start from the trunk's values, whenever these arrive."""
+        for i, copied in trunk.e3va.merges.items():
+            source = trunk.tuning.parts.merges(trunk)[int(i)].state_dict()
+            copied.load_state_dict({name: value for name, value in source.items()
+                                    if f'e3va.merges.{i}.{name}' in missing}, strict=False)

@@ -1,0 +1,37 @@
+"""Write a delta beside every checkpoint."""
+import os
+
+from mmengine.hooks import Hook
+from mmengine.runner import IterBasedTrainLoop
+
+from .. import delta_file
+from ..delta import delta, describe
+from ..registry import HOOKS
+
+
+@HOOKS.register_module()
+class DeltaHook(Hook):
+    """Beside each checkpoint `epoch_N.pth` (or `iter_N.pth`) write `delta_epoch_N.safetensors`.
+
+    It holds what the checkpoint holds (under EMAHook the averaged weights), less the frozen trunk. Training is resumed
+    from the checkpoint; the delta is for keeping, sharing and inference (`e3va://FILE`).
+
+    Args:
+        base (str): file or URL of the trunk's weights to record. Default: the run's `load_from`, else the trunk's
+            `init_cfg`.
+    """
+
+    priority = 'LOWEST'                         # after EMAHook has put its weights in place
+
+    def __init__(self, base=None):
+        self.base = base
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        from mmengine.model import is_model_wrapper
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        meta = checkpoint['meta']
+        unit = 'iter' if isinstance(runner.train_loop, IterBasedTrainLoop) else 'epoch'
+        path = os.path.join(runner.work_dir, f'delta_{unit}_{meta[unit]}.safetensors')
+        delta_file.write(path, {name: checkpoint['state_dict'][name] for name in delta(model)},
+                         describe(model, self.base or runner._load_from, meta.get('dataset_meta')))
+        runner.logger.info(f'delta: {path}, {os.path.getsize(path) / 2 ** 20:.2f} MiB')

@@ -1,0 +1,81 @@
+"""The contract of a method, and how one is built from a config."""
+import inspect
+
+from ..registry import METHODS
+from ..surgery import find, near
+
+
+def integer(name, value, low=1, high=None):
+    """`value` if it is an integer in [low, high], else ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        raise ValueError(f'{name} must be an integer of at least {low}{f" and at most {high}" if high else ""}, '
+                         f'not {value!r}')
+    return value
+
+
+def choice(name, value, options):
+    """`value` if it is one of `options`, else ValueError."""
+    if value not in options:
+        raise ValueError(f'{name} must be one of {", ".join(map(repr, options))}, not {value!r}')
+    return value
+
+
+class Method:
+    """What is trained on a frozen trunk. A subclass is one file: the paper, the layer, `apply`.
+
+    `Tuned` freezes the trunk, calls `apply`, and then lets train what has `requires_grad`.
+
+    Args:
+        train_out_norms (bool): train the norms in front of the neck or head too. They are new in most detectors and
+            segmenters (a classifier's checkpoint has none), so a frozen trunk leaves them at one and zero.
+    """
+
+    starts_at_trunk = True          # the output before the first step is the stock trunk's
+    mergeable = False               # e3va.merge gives back a plain trunk
+    trunk_mode = 'config'           # 'eval': the trunk runs without dropout and DropPath, also in training
+    needs_family = True             # the method reads the trunk's parts; False: any module will do
+    hook = None                     # type of a hook without which training would be wrong, e.g. 'e3va.GPSHook'
+
+    def __new__(cls, *args, **options):
+        self = super().__new__(cls)
+        names = [name for name in inspect.signature(cls.__init__).parameters if name != 'self']
+        self.config = dict(zip(names, args), **options, type=cls.__name__)      # what a saved delta records
+        return self
+
+    def __init__(self, train_out_norms=False):
+        self.train_out_norms = train_out_norms
+
+    def apply(self, trunk, parts):
+        """Edit the frozen trunk in place. Called once, at build, before DDP and the optimizer exist."""
+
+    def loaded(self, trunk, missing):
+        """After every load of weights: refresh what derives from trunk values.
+
+        Args:
+            missing (frozenset of str): names of the method's own entries that the load did not bring.
+        """
+
+    def adapt_out_norms(self, trunk, parts):
+        """Let the norms in front of the neck train, where the option says so."""
+        if self.train_out_norms:
+            names = parts.out_norms(trunk) if parts else list(find(trunk, r'norm\d+'))
+            for name in names:
+                trunk.get_submodule(name).requires_grad_(True)
+
+
+def build_method(method):
+    """A method from its name, its config `dict(type=NAME, **options)`, or itself; ValueError if it cannot be."""
+    if isinstance(method, Method):
+        return method
+    options = dict(type=method) if isinstance(method, str) else dict(method or {})
+    name = options.pop('type', None)
+    if name is None:
+        raise ValueError(f"no method is named in {method!r}; write method=dict(type='E3VA', rank=8)")
+    kind = METHODS.get(name) if isinstance(name, str) else name
+    if kind is None:
+        raise ValueError(f'unknown method {name!r}; {near(name, METHODS.module_dict, 30)}')
+    known = [name for name in inspect.signature(kind.__init__).parameters if name != 'self']
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ValueError(f'method {name} has no option {unknown[0]!r}; it has: {", ".join(known)}')
+    return kind(**options)

@@ -1,0 +1,89 @@
+"""LoRA (Hu et al., ICLR 2022, arXiv 2106.09685): W + (alpha / r) B A on chosen linears, by default q and v."""
+import math
+import re
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..layers import DeltaLinear
+from ..registry import METHODS
+from ..surgery import find, replace
+from ..trunks import unused
+from .base import Method, integer
+
+
+class LoRALinear(DeltaLinear):
+    """W + scale * B A on some of the `of` equal slices of the outputs (Eq. 3). B = 0, so training starts at the trunk.
+
+    A fused q, k, v layer has three slices; each adapted slice has factors of its own.
+
+    Shapes: `down` (slices, r, in), `up` (slices, out / of, r); x (..., in).
+    """
+
+    def __init__(self, old, rank, scale, slices=(0,), of=1):
+        super().__init__(old)
+        self.scale, self.slices, self.of = scale, tuple(slices), of
+        like = dict(dtype=old.weight.dtype, device=old.weight.device)
+        self.down = nn.Parameter(torch.empty(len(slices), rank, old.in_features, **like))
+        self.up = nn.Parameter(torch.zeros(len(slices), old.out_features // of, rank, **like))
+        for down in self.down:                                          # as the authors: kaiming with a = sqrt(5)
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+
+    def delta(self):
+        width = self.out_features // self.of
+        full = self.weight.new_zeros(self.of, width, self.in_features)
+        return full.index_copy(0, torch.tensor(self.slices, device=full.device),
+                               (self.scale * self.up @ self.down).to(full.dtype)).flatten(0, 1)
+
+    def forward(self, x):
+        """The same by thin products: no tensor of the weight's size is made."""
+        out = F.linear(x, self.weight, self.bias)
+        rank = self.down.shape[1]
+        inner = F.linear(x, self.down.flatten(0, 1))                    # every slice's bottleneck in one product
+        added = {part: F.linear(inner[..., i * rank:(i + 1) * rank], self.scale * self.up[i])
+                 for i, part in enumerate(self.slices)}
+        if self.of == 1:
+            return out + added[0]
+        return torch.cat([piece + added[i] if i in added else piece
+                          for i, piece in enumerate(out.chunk(self.of, dim=-1))], dim=-1)
+
+
+@METHODS.register_module()
+class LoRA(Method):
+    """Low-rank additions to linears of the attention or the MLP.
+
+    Args:
+        rank (int): r. 8 in Pear, GPS and DMLoRA (ViT-B: 294,912 parameters); 64 in E3VA's tables.
+        alpha (float): the addition is scaled by alpha / rank. Default: `rank`, i.e. a scale of 1.
+        roles (sequence of str): the linears that are adapted: 'q', 'k', 'v', 'proj', 'fc1', 'fc2'.
+        train_out_norms (bool): see `Method`.
+    """
+
+    mergeable = True
+
+    def __init__(self, rank=8, alpha=None, roles=('q', 'v'), train_out_norms=False):
+        super().__init__(train_out_norms)
+        self.rank = integer('rank', rank)
+        self.alpha = rank if alpha is None else alpha
+        self.roles = (roles,) if isinstance(roles, str) else tuple(roles)
+        if not self.roles:
+            raise ValueError("roles is empty: name at least one linear, e.g. roles=('q', 'v')")
+
+    def apply(self, trunk, parts):
+        linears = {name for name, module in trunk.named_modules() if isinstance(module, nn.Linear)}
+        roles = {name: role for name, role in parts.ROLES.items()
+                 if any(re.fullmatch(role.pattern, linear) for linear in linears)}
+        slices = {}                                                     # pattern -> the parts of it that are adapted
+        for name in self.roles:
+            if name not in roles:
+                raise ValueError(f'{type(trunk).__module__}.{type(trunk).__name__} has no linear layer of the role '
+                                 f'{name!r}; its roles are: {", ".join(roles)}')
+            slices.setdefault((roles[name].pattern, roles[name].of), set()).add(roles[name].part)
+        idle = unused(trunk)
+        for (pattern, of), chosen in slices.items():
+            for name, old in find(trunk, pattern, nn.Linear).items():
+                if name.startswith(idle):
+                    continue
+                integer('rank', self.rank, high=min(old.in_features, old.out_features // of))
+                replace(trunk, name, LoRALinear(old, self.rank, self.alpha / self.rank, sorted(chosen), of))

@@ -1,0 +1,52 @@
+"""Find, swap, attach, rebind: the only code that edits somebody else's module."""
+import difflib
+import functools
+import re
+
+from torch import nn
+
+
+def near(given, names, most=5):
+    """The names most like `given`, as the tail of an error message."""
+    close = difflib.get_close_matches(str(given), [str(name) for name in names], n=most, cutoff=0.4)
+    return f'near: {", ".join(close)}' if close else f'there are: {", ".join(map(str, list(names)[:most]))}'
+
+
+def find(trunk, pattern, kind=nn.Module):
+    """Modules of type `kind` whose whole dotted name matches `pattern`, as {name: module} in the trunk's order.
+
+    Raises ValueError when there is none: a pattern that matches nothing would train the wrong thing silently.
+    """
+    found = {name: module for name, module in trunk.named_modules()
+             if re.fullmatch(pattern, name) and isinstance(module, kind)}
+    if not found:
+        names = [name for name, module in trunk.named_modules() if name and isinstance(module, kind)]
+        raise ValueError(f'no {kind.__name__} of {type(trunk).__name__} matches the pattern {pattern!r}; '
+                         f'{near(pattern, names)}')
+    return found
+
+
+def replace(trunk, name, new):
+    """Put the module `new` where `trunk` has the module `name`."""
+    parent, _, leaf = name.rpartition('.')
+    setattr(trunk.get_submodule(parent), leaf, new)
+
+
+def swap(trunk, pattern, make, kind=nn.Linear):
+    """Replace every `kind` whose whole name matches `pattern` by `make(old)`; ValueError when none matches."""
+    for name, old in find(trunk, pattern, kind).items():
+        replace(trunk, name, make(old))
+
+
+def rebind(module, name, function):
+    """Let `module.name(...)` call `function(module, ...)`, a top-level function.
+
+    The class stays as it is, so that code that asks for it (legacy key maps, layer decay) still recognises the trunk.
+    A partial follows its module through deepcopy and pickle; a closure would keep pointing at the original.
+    """
+    module.__dict__[name] = functools.partial(function, module)
+
+
+def unbind(module, name):
+    """Give `module.name` back to its class."""
+    module.__dict__.pop(name, None)

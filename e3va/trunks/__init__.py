@@ -1,0 +1,41 @@
+"""Where each family of trunks keeps its parts, and how to read one block.
+
+A family is a file with one set of functions (`x` is a token tensor in the family's own layout, `shape` what its blocks
+need to know besides, e.g. the height and width in patches):
+
+    owns(trunk)                -> whether the trunk is of this family, with the stock forward that the file describes
+    ROLES                      -> {role: Role}: where the linears of a role are
+    HEAD                       -> pattern of a classifier that is part of the module itself (timm), or None
+    out_norms(trunk)           -> names of the norms in front of the neck or head
+    ENTRY(trunk)               -> name of the method that the highway takes over
+    stages(trunk)              -> list of stages, each a list of blocks
+    merges(trunk)              -> {stage: module that leads to the next stage}
+    taps(trunk)                -> the places that the trunk gives out, as (stage, block) or (stage, 'merged')
+    stem(trunk, image)         -> x, shape
+    read(block, x, shape, tap) -> f1, f2, x': outputs of the two branches (before or after DropPath), and of the block
+    merge(module, x, shape)    -> x, shape
+    emit(trunk, tap, x, shape) -> what the trunk gives out at a tap: norm and layout
+    pack(trunk, outs)          -> the container that the trunk returns
+"""
+from . import swin_mm, swin_timm, vit_mm, vit_timm
+from .role import Role
+
+FAMILIES = dict(swin_mm=swin_mm, swin_timm=swin_timm, vit_mm=vit_mm, vit_timm=vit_timm)
+
+
+def family_of(trunk):
+    """Name of the trunk's family, or None."""
+    return next((name for name, family in FAMILIES.items() if family.owns(trunk)), None)
+
+
+def unused(trunk):
+    """Name prefixes of the blocks and merges behind the last output: nothing put there would get a gradient."""
+    parts = FAMILIES[family_of(trunk)]
+    stage, end = parts.taps(trunk)[-1]
+    idle = [block for i, blocks in enumerate(parts.stages(trunk)) for j, block in enumerate(blocks)
+            if i > stage or (i == stage and end != 'merged' and j > end)]
+    idle += [merge for i, merge in parts.merges(trunk).items() if i > stage or (i == stage and end != 'merged')]
+    return tuple(f'{name}.' for name, module in trunk.named_modules() if any(module is other for other in idle))
+
+
+__all__ = ['FAMILIES', 'Role', 'family_of', 'unused']

@@ -1,0 +1,70 @@
+"""Swin of mmdet, mmsegmentation and mmpretrain: tokens (B, L, C) with their height and width beside them."""
+from .role import Role, branch, stock
+
+CLASSES = ('mmdet.:SwinTransformer', 'mmseg.:SwinTransformer', 'mmpretrain.:SwinTransformer')
+QKV = r'stages\.\d+\.blocks\.\d+\.attn\.w_msa\.qkv'
+ROLES = dict(
+    q=Role(QKV, 0, 3), k=Role(QKV, 1, 3), v=Role(QKV, 2, 3),
+    proj=Role(r'stages\.\d+\.blocks\.\d+\.attn\.w_msa\.proj'),
+    fc1=Role(r'stages\.\d+\.blocks\.\d+\.ffn\.layers\.0\.0'),
+    fc2=Role(r'stages\.\d+\.blocks\.\d+\.ffn\.layers\.1'))
+HEAD = None
+
+
+def owns(trunk):
+    return stock(trunk, CLASSES)
+
+
+def out_norms(trunk):
+    return [f'norm{i}' for i in trunk.out_indices]
+
+
+def ENTRY(trunk):
+    return 'forward'
+
+
+def stages(trunk):
+    return [list(stage.blocks) for stage in trunk.stages]
+
+
+def merges(trunk):
+    return {i: stage.downsample for i, stage in enumerate(trunk.stages) if stage.downsample is not None}
+
+
+def taps(trunk):
+    late = getattr(trunk, 'out_after_downsample', False)                # mmpretrain only
+    return [(i, 'merged') if late and stage.downsample is not None else (i, len(stage.blocks) - 1)
+            for i, stage in enumerate(trunk.stages) if i in trunk.out_indices]
+
+
+def stem(trunk, image):
+    x, shape = trunk.patch_embed(image)
+    if trunk.use_abs_pos_embed:
+        if hasattr(trunk, 'interpolate_mode'):                          # mmpretrain resizes the embedding to the image
+            from mmpretrain.models.utils import resize_pos_embed
+            x = x + resize_pos_embed(trunk.absolute_pos_embed, trunk.patch_resolution, shape,
+                                     trunk.interpolate_mode, trunk.num_extra_tokens)
+        else:
+            x = x + trunk.absolute_pos_embed
+    return trunk.drop_after_pos(x), shape
+
+
+def read(block, x, shape, tap='before'):
+    f1, moved = branch(lambda: block.attn(block.norm1(x), shape), block.attn.drop, tap)
+    x = x + moved
+    # The feed-forward network adds its own identity: given zero, it returns the branch alone.
+    f2, moved = branch(lambda: block.ffn(block.norm2(x), identity=0.), block.ffn.dropout_layer, tap)
+    return f1, f2, x + moved
+
+
+def merge(module, x, shape):
+    return module(x, shape)
+
+
+def emit(trunk, tap, x, shape):
+    x = getattr(trunk, f'norm{tap[0]}')(x)
+    return x.view(-1, *shape, x.shape[-1]).permute(0, 3, 1, 2).contiguous()
+
+
+def pack(trunk, outs):
+    return tuple(outs) if type(trunk).__module__.startswith('mmpretrain.') else outs

@@ -1,0 +1,106 @@
+"""timm trunks for mm necks and heads: NCHW maps at `out_indices`, each behind a norm of its own."""
+import sys
+
+from mmengine.runner import CheckpointLoader
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ..registry import MODELS
+from ..surgery import near, rebind
+from . import FAMILIES, family_of
+
+
+@MODELS.register_module()
+def TimmTrunk(name, out_indices=None, norm_eps=1e-5, with_cp=False, pretrained=False, init_cfg=None, **options):
+    """A timm Swin or ViT that gives maps to OpenMMLab necks; its parameters keep timm's own names.
+
+    Beside timm's names there is a `norm{i}` for each output, as in mmdet's Swin. What lies behind the last output is left
+    out, timm's own last norm too, as by timm's `prune_intermediate_layers`.
+    Images of any size are taken: they are padded to whole patches, a ViT's position embedding is resized.
+
+    Args:
+        name (str): timm's name of the model, e.g. 'swin_base_patch4_window7_224'.
+        out_indices (sequence of int): the blocks (ViT) or stages (Swin) whose output is given out. Default: the
+            last block of a ViT, every stage of a Swin.
+        norm_eps (float): epsilon of the norms that are added.
+        with_cp (bool): keep no activations inside a block, compute them again in backward.
+        pretrained (bool): let timm fetch its published weights from the hub.
+        init_cfg (dict): `dict(type='Pretrained', checkpoint=...)` with a file or URL in timm's or the authors' format.
+        **options: further arguments of `timm.create_model`.
+
+    Returns:
+        nn.Module: the timm model, its `forward` from images (B, 3, H, W) to a tuple of maps (B, C, h, w).
+
+    Raises:
+        ValueError: unknown name, a family that e3va does not read, an index out of range.
+    """
+    import timm
+    if not timm.is_model(name.split('.')[0]):
+        raise ValueError(f'timm {timm.__version__} has no model {name!r}; {near(name, timm.list_models())}')
+    vit = name.startswith(('vit', 'deit', 'flexivit'))
+    size = dict(dynamic_img_size=True) if vit else dict(strict_img_size=False) if name.startswith('swin_') else {}
+    trunk = timm.create_model(name, pretrained=pretrained, num_classes=0, **{**size, **options})
+    family = family_of(trunk)
+    if family is None:
+        raise ValueError(f'TimmTrunk reads the Swin and ViT of timm; {name!r} is a {type(trunk).__name__}')
+
+    parts = FAMILIES[family]
+    units = parts.stages(trunk) if parts.merges(trunk) else parts.stages(trunk)[0]
+    indices = list(out_indices if out_indices is not None else
+                   range(len(units)) if parts.merges(trunk) else [len(units) - 1])
+    if not indices or any(not isinstance(i, int) or not -len(units) <= i < len(units) for i in indices):
+        raise ValueError(f'out_indices={tuple(indices)} of {name}: there are {len(units)} '
+                         f'{"stages" if parts.merges(trunk) else "blocks"}, give numbers from 0 to {len(units) - 1}')
+    trunk.out_indices = tuple(sorted(i % len(units) for i in indices))
+    for i in trunk.out_indices:
+        unit = units[i][0] if parts.merges(trunk) else units[i]
+        trunk.add_module(f'norm{i}', nn.LayerNorm(unit.norm1.weight.numel(), eps=norm_eps))
+    trunk.prune_intermediate_layers(list(trunk.out_indices), prune_norm=True, prune_head=True)
+    trunk.patch_embed.dynamic_img_pad = True
+    trunk.with_cp = with_cp
+    trunk.init_cfg = init_cfg
+    rebind(trunk, 'forward', maps)
+    rebind(trunk, 'init_weights', init_weights)
+    return trunk
+
+
+def maps(trunk, image):
+    """The stock blocks from images (B, 3, H, W) to a tuple of normed maps (B, C, h, w)."""
+    parts = FAMILIES[family_of(trunk)]
+    taps, merges = parts.taps(trunk), parts.merges(trunk)
+    x, shape = parts.stem(trunk, image)
+    outs = []
+    for i, blocks in enumerate(parts.stages(trunk)):
+        for j, block in enumerate(blocks):
+            x = checkpoint(block, x, use_reentrant=False) if trunk.with_cp and x.requires_grad else block(x)
+            if (i, j) in taps:
+                outs.append(parts.emit(trunk, (i, j), x, shape))
+            if len(outs) == len(taps):
+                return parts.pack(trunk, outs)
+        x, shape = parts.merge(merges[i], x, shape)
+
+
+def init_weights(trunk):
+    """Load the checkpoint that `init_cfg` names; without one the values that timm gave at construction stay."""
+    if trunk.init_cfg and trunk.init_cfg.get('type') == 'Pretrained':
+        load_timm(trunk, trunk.init_cfg['checkpoint'])
+
+
+def load_timm(trunk, source):
+    """Load a file or URL in timm's or the authors' format into a timm model; the classifier only if its shape fits."""
+    if str(source).endswith('.safetensors') and '://' not in str(source):
+        state = load_file(source)
+    else:
+        state = CheckpointLoader.load_checkpoint(str(source), map_location='cpu')
+    for key in ('state_dict', 'model', 'model_ema'):
+        if isinstance(state.get(key), dict):
+            state = state[key]
+    for prefix in ('module.', 'backbone.'):
+        inner = {key[len(prefix):]: value for key, value in state.items() if key.startswith(prefix)}
+        state = inner or state
+    convert = getattr(sys.modules[type(trunk).__module__], 'checkpoint_filter_fn', None)
+    own = trunk.state_dict()
+    state = {key: value for key, value in (convert(state, trunk) if convert else state).items()
+             if not key.startswith('head') or (key in own and own[key].shape == value.shape)}
+    trunk.load_state_dict(state, strict=False)

@@ -1,0 +1,179 @@
+"""From a stock trunk to a tuned one: `Tuned` for configs, `tune` for everybody else."""
+import dataclasses
+import re
+
+from mmengine.registry import MODELS as ROOT
+from mmengine.registry import DefaultScope
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from . import compat, loading
+from .methods import Full, Method, build_method
+from .registry import MODELS
+from .surgery import near, rebind
+from .trunks import FAMILIES, family_of
+
+
+@dataclasses.dataclass
+class Tuning:
+    """What e3va knows of a trunk that it has edited; the trunk carries it as `trunk.tuning`.
+
+    Attributes:
+        method: the method that was applied.
+        family: name of the trunk's family in `trunks.FAMILIES`, or None.
+        keys: names in the stock trunk's state_dict.
+        modules: names of the stock trunk's modules.
+        config: the trunk's config where it was built from one, else None.
+        head: names of a classifier's parameters inside the module (timm), which train under every method.
+        fresh: names of frozen parameters that no checkpoint has brought yet.
+        loads: reports of the loads so far, latest last.
+        hooked: the method's hook is at work (see `Method.hook`).
+    """
+
+    method: Method
+    family: str
+    keys: tuple
+    modules: frozenset
+    config: dict = None
+    head: frozenset = frozenset()
+    fresh: set = dataclasses.field(default_factory=set)
+    loads: list = dataclasses.field(default_factory=list)
+    hooked: bool = False
+
+    @property
+    def parts(self):
+        return FAMILIES.get(self.family)
+
+
+@MODELS.register_module()
+def Tuned(trunk, method, **options):
+    """Build a stock trunk and edit it in place for a method.
+
+    Args:
+        trunk (str): type of the stock trunk; without a prefix it is looked up in the config's own library.
+        method (str or dict): `dict(type='E3VA', rank=8)`.
+        **options: the stock trunk's own arguments, `init_cfg` included.
+
+    Returns:
+        nn.Module: the stock trunk itself; no entry of its state_dict has changed its name.
+
+    Raises:
+        ValueError: a trunk or method that is not known, an option out of range, a trunk the method cannot edit.
+    """
+    compat.patch_mmpretrain()
+    config = dict(type=scoped(trunk), **options)
+    check_out_indices(trunk, options)
+    module = ROOT.build(dict(config))
+    return tune(module, method, config=config)
+
+
+def scoped(trunk):
+    """The type of a trunk with its library in front, e.g. 'mmdet.SwinTransformer'; ValueError if there is none."""
+    if not isinstance(trunk, str):
+        raise ValueError(f"trunk must be the type of the stock backbone, e.g. trunk='SwinTransformer', not {trunk!r}")
+    if '.' in trunk:
+        if ROOT.get(trunk) is None:
+            raise ValueError(f'there is no backbone {trunk!r}: is the library installed and the name right?')
+        return trunk
+    current = DefaultScope.get_current_instance()
+    scopes = [current.scope_name] if current else [name for name in ROOT.children if name != 'e3va']
+    found = [scope for scope in scopes if scope in ROOT.children and trunk in ROOT.children[scope]]
+    if len(found) == 1:
+        return f'{found[0]}.{trunk}'
+    if found:
+        raise ValueError(f'trunk {trunk!r} is in {" and ".join(found)}: write e.g. trunk={found[0] + "." + trunk!r}')
+    if ROOT.get(trunk) is not None:
+        return trunk
+    names = [name for scope in scopes if scope in ROOT.children for name in ROOT.children[scope].module_dict]
+    raise ValueError(f'unknown trunk {trunk!r} in {", ".join(scopes) or "no library"}; {near(trunk, names)}. A trunk of '
+                     f"another library takes its prefix, e.g. 'mmpretrain.ConvNeXt', timm's is 'e3va.TimmTrunk'")
+
+
+def check_out_indices(trunk, options):
+    """ValueError where a stock constructor would fail deep inside, or ignore an index, for an index out of range."""
+    indices, depths = options.get('out_indices'), options.get('depths')
+    if indices is None or depths is None or not str(trunk).endswith('SwinTransformer'):
+        return
+    wrong = [i for i in indices if not 0 <= i < len(depths)]
+    if wrong:
+        raise ValueError(f'out_indices={tuple(indices)} of {trunk}: there are {len(depths)} stages, '
+                         f'give numbers from 0 to {len(depths) - 1}')
+
+
+def tune(module, method, config=None):
+    """Edit a trunk, or the backbone of a whole model, in place for a method.
+
+    Args:
+        module (nn.Module): a trunk (Swin or ViT of mmdet, mmseg, mmpretrain, timm), a timm classifier, or an
+            OpenMMLab model, whose `backbone` is then tuned.
+        method (str, dict or Method): e.g. 'E3VA' or `dict(type='LoRA', rank=4)`.
+        config (dict): the trunk's config, which lets a saved delta rebuild the stock trunk by itself.
+
+    Returns:
+        nn.Module: `module` itself.
+    """
+    method = build_method(method)
+    if any(hasattr(child, 'tuning') for child in module.modules()):
+        raise ValueError(f'a method given twice: {type(module).__name__} has one already; build the trunk anew, or '
+                         'take its e3va.merge')
+    trunk, family = module, family_of(module)
+    if family is None and isinstance(getattr(module, 'backbone', None), nn.Module):
+        trunk, family = module.backbone, family_of(module.backbone)
+    if family is None and method.needs_family:
+        raise ValueError(f'{type(method).__name__} does not know the trunk {type(trunk).__module__}.'
+                         f'{type(trunk).__name__}; it reads the stock classes of: {", ".join(FAMILIES)} (a subclass '
+                         'that changes the forward is not one of them). Full and Fixed take any trunk')
+    parts = FAMILIES.get(family)
+    head = frozenset(name for name, _ in trunk.named_parameters()
+                     if parts and parts.HEAD and re.fullmatch(parts.HEAD, name))
+    trunk.tuning = Tuning(method, family, tuple(trunk.state_dict()),
+                          frozenset(name for name, _ in trunk.named_modules()), config, head)
+    if not isinstance(method, Full):
+        if hasattr(trunk, 'frozen_stages'):
+            trunk.frozen_stages = -1            # the method says what trains; the stock train() would freeze it again
+        for name, parameter in trunk.named_parameters():
+            parameter.requires_grad_(name in head)
+    method.apply(trunk, parts)
+    method.adapt_out_norms(trunk, parts)
+    own = set(parts.out_norms(trunk)) if parts else set()
+    trunk.tuning.fresh = {name for name, parameter in trunk.named_parameters()
+                          if name in trunk.tuning.keys and not parameter.requires_grad
+                          and name.rpartition('.')[0] not in own and not re.fullmatch(r'norm\d+\..*', name)}
+    loading.watch(trunk)
+    rebind(trunk, 'train', train)
+    if method.hook:
+        trunk.register_forward_pre_hook(demand_hook)
+    trunk.train(trunk.training)
+    return module
+
+
+def train(trunk, mode=True):
+    """The trunk's own `train`, then: eval for what the method holds in eval, and for every frozen batch norm."""
+    trunk.__class__.train(trunk, mode)
+    tuning = trunk.tuning
+    for name, module in trunk.named_modules():
+        if name not in tuning.modules or name == '' or name in tuning.head:
+            continue
+        frozen = isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters())
+        if frozen or tuning.method.trunk_mode == 'eval':
+            module.training = False
+    return trunk
+
+
+def demand_hook(trunk, inputs):
+    """Stop the first training step of a method whose hook is not at work."""
+    if trunk.training and not trunk.tuning.hooked:
+        kind = trunk.tuning.method.hook
+        raise ValueError(f'{type(trunk.tuning.method).__name__} trains wrongly without its hook; add to the config: '
+                         f"default_hooks = dict({kind.rpartition('.')[2].removesuffix('Hook').lower()}="
+                         f"dict(type='{kind}'))")
+
+
+def find_tuned(model):
+    """(prefix, trunk) of the tuned trunk in a model, e.g. ('backbone.', trunk); ValueError if there is none."""
+    for name, module in model.named_modules():
+        if hasattr(module, 'tuning'):
+            return (f'{name}.' if name else ''), module
+    raise ValueError(f'{type(model).__name__} has no tuned trunk: build it with type=\'e3va.Tuned\' or call e3va.tune')
+
+

@@ -1,0 +1,109 @@
+"""Small stock trunks of every family, and the methods, for tests that run over all pairs."""
+import copy
+
+import pytest
+import torch
+
+import e3va  # noqa: F401 helps the stack import, before any library
+from e3va.registry import MODELS
+
+SWIN = dict(embed_dims=24, depths=(2, 1, 3, 2), num_heads=(1, 2, 4, 8), window_size=7, drop_path_rate=0.3)
+SWIN_ARCH = dict(embed_dims=24, depths=[2, 1, 3, 2], num_heads=[1, 2, 4, 8])
+VIT_ARCH = dict(embed_dims=24, num_layers=4, num_heads=2, feedforward_channels=48)
+
+# name: (type, options, image height and width). Odd sizes, partial outputs, checkpointing are spread over the rows.
+TRUNKS = dict(
+    swin_mmdet=('mmdet.SwinTransformer', SWIN, (67, 90)),
+    swin_mmdet_partial=('mmdet.SwinTransformer', dict(SWIN, out_indices=(1, 2), with_cp=True), (64, 96)),
+    swin_mmseg=('mmseg.SwinTransformer', dict(SWIN, use_abs_pos_embed=False, out_indices=(0, 3)), (61, 64)),
+    swin_mmpretrain=('mmpretrain.SwinTransformer', dict(
+        arch=SWIN_ARCH, img_size=64, out_indices=(0, 1, 2, 3), pad_small_map=True, use_abs_pos_embed=True,
+        drop_path_rate=0.3), (64, 80)),
+    swin_mmpretrain_late=('mmpretrain.SwinTransformer', dict(
+        arch=SWIN_ARCH, img_size=64, out_indices=(0, 2), out_after_downsample=True, pad_small_map=True), (64, 64)),
+    swin_timm=('e3va.TimmTrunk', dict(
+        name='swin_tiny_patch4_window7_224', img_size=64, embed_dim=24, depths=(2, 1, 3, 2), num_heads=(1, 2, 4, 8),
+        drop_path_rate=0.3), (67, 90)),
+    vit_mmpretrain=('mmpretrain.VisionTransformer', dict(
+        arch=VIT_ARCH, img_size=64, patch_size=16, drop_path_rate=0.3), (64, 64)),
+    vit_mmpretrain_maps=('mmpretrain.VisionTransformer', dict(
+        arch=VIT_ARCH, img_size=64, patch_size=16, out_type='featmap', out_indices=[0, 2], layer_scale_init_value=0.1,
+        drop_path_rate=0.3), (80, 64)),
+    vit_timm=('e3va.TimmTrunk', dict(
+        name='vit_small_patch14_dinov2', img_size=70, depth=4, embed_dim=24, num_heads=2, out_indices=(1, 3),
+        drop_path_rate=0.3), (71, 90)),
+)
+METHODS = dict(
+    full=dict(type='Full'),
+    fixed=dict(type='Fixed'),
+    fixed_norms=dict(type='Fixed', train_out_norms=True),
+    lora=dict(type='LoRA', rank=3, alpha=6, roles=('q', 'v', 'proj', 'fc1', 'fc2')),
+    e3va=dict(type='E3VA', rank=2),
+    e3va_sum=dict(type='E3VA', rank=2, join='sum', skip=False, init='random'),
+    e3va_post=dict(type='E3VA', rank=2, join='post', tap='after', trunk_mode='config'),
+    e3va_stacked=dict(type='E3VA', adapter='standard', arrangement='stacked', train_out_norms=False),
+    e3va_trainable=dict(type='E3VA', rank=2, downsampling='trainable', preset='paper'),
+)
+
+
+def build(trunk, method=None, seed=0, **changes):
+    """A small trunk of TRUNKS, tuned by a method of METHODS or a config, or stock where none is given."""
+    import mmdet.models  # noqa: F401 the prefixes resolve by themselves; the imports make the first test's time honest
+    import mmpretrain.models  # noqa: F401
+    import mmseg.models  # noqa: F401
+    kind, options, _ = TRUNKS[trunk]
+    torch.manual_seed(seed)
+    options = copy.deepcopy(dict(options, **changes))
+    if method is None:
+        return MODELS.build(dict(type=kind, **options))
+    return MODELS.build(dict(type='e3va.Tuned', trunk=kind, method=METHODS.get(method, method), **options))
+
+
+def image(trunk, batch=2, seed=0):
+    """Random images of the trunk's size, (batch, 3, H, W)."""
+    return torch.randn(batch, 3, *TRUNKS[trunk][2], generator=torch.Generator().manual_seed(seed))
+
+
+def pair(trunk, method, stirred=False):
+    """(stock, tuned) with the same weights; `stirred` moves what trains away from its initial values."""
+    stock, tuned = build(trunk), build(trunk, method, seed=1)
+    if hasattr(tuned, '_is_init'):
+        tuned._is_init = stock._is_init = True
+    tuned.load_state_dict(stock.state_dict(), strict=False)
+    if stirred:
+        stir(tuned)
+    return stock, tuned
+
+
+def stir(model):
+    """Move what trains away from its initial values."""
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            with torch.no_grad():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def tensors(outs):
+    """What a trunk gives out, as a list of tensors."""
+    return [outs] if isinstance(outs, torch.Tensor) else [tensor for out in outs for tensor in tensors(out)]
+
+
+def projected(outs, seed=0):
+    """A scalar loss by fixed random weights (the mean square behind a norm would be flat)."""
+    generator = torch.Generator().manual_seed(seed)
+    return sum((out * torch.randn(out.shape, generator=generator)).mean() for out in tensors(outs))
+
+
+def distance(a, b):
+    """Largest absolute difference of two outputs of a trunk."""
+    a, b = tensors(a), tensors(b)
+    assert len(a) == len(b)
+    return max(float((x - y).detach().abs().max()) for x, y in zip(a, b))
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_seed():
+    """Small tensors run faster on one thread, and the same everywhere."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)

@@ -1,0 +1,170 @@
+"""What must hold for every method on every trunk (invariants 1 to 5, 7 and, for LoRA and the plain ones, 6)."""
+import copy
+import pickle
+
+import pytest
+import torch
+
+import e3va
+from tests.conftest import METHODS, SWIN_ARCH, TRUNKS, build, distance, image, pair, projected, stir, tensors
+
+every = [pytest.mark.parametrize('trunk', TRUNKS), pytest.mark.parametrize('method', METHODS)]
+
+
+def over(*marks):
+    def decorate(test):
+        for mark in marks:
+            test = mark(test)
+        return test
+    return decorate
+
+
+def train_steps(model, images, steps=5):
+    """AdamW steps with weight decay, on a loss that moves every output."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    for step in range(steps):
+        loss = projected(model(images), seed=step)
+        optimizer.zero_grad()
+        if loss.requires_grad:                                          # Fixed has nothing to train inside the trunk
+            loss.backward()
+            optimizer.step()
+
+
+@over(*every)
+def test_keys_and_start(trunk, method):
+    """1. A stock checkpoint lacks only the added entries. 2. The output before the first step is the stock trunk's."""
+    stock, tuned = pair(trunk, method)
+    added = set(tuned.state_dict()) - set(stock.state_dict())
+    assert set(stock.state_dict()) <= set(tuned.state_dict())
+    fresh = build(trunk, method, seed=3)
+    missing, unexpected = fresh.load_state_dict(stock.state_dict(), strict=False)
+    assert set(missing) == added and not unexpected
+    stock.eval(), tuned.eval()
+    x = image(trunk)
+    if tuned.tuning.method.starts_at_trunk:
+        # The stacked arrangement adds in another order; an all-frozen torch attention takes its fused path.
+        assert distance(stock(x), tuned(x)) <= (5e-6 if method == 'e3va_stacked' else 0)
+    else:
+        assert distance(stock(x), tuned(x)) > 0
+    assert type(tuned) is type(stock) and type(tuned(x)) is type(stock(x))
+
+
+@over(*every)
+def test_gradients_and_frozen(trunk, method):
+    """3. What is frozen keeps its bits over AdamW steps with decay. 4. Everything that trains gets a gradient."""
+    _, tuned = pair(trunk, method)
+    trained = {name for name, parameter in tuned.named_parameters() if parameter.requires_grad}
+    before = copy.deepcopy(tuned.state_dict())
+    train_steps(tuned, image(trunk))
+    if trained:
+        without = {name for name, parameter in tuned.named_parameters() if name in trained and parameter.grad is None}
+        if method == 'full' and ('partial' in trunk or 'late' in trunk or 'maps' in trunk):
+            behind = ('stages.3.', 'stages.2.downsample.', 'layers.3.', 'ln1.')
+            assert all(name.startswith(behind) for name in without)     # the stock trunk runs blocks it does not use
+        else:
+            assert not without
+    moved = {name for name, value in tuned.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved <= trained
+    if method != 'full':
+        assert moved == trained
+
+
+@over(*every)
+def test_delta_round_trip(trunk, method, tmp_path):
+    """5. Save, rebuild, load: bit-equal outputs."""
+    stock, tuned = pair(trunk, method, stirred=True)
+    path = tmp_path / 'delta.safetensors'
+    e3va.save_delta(tuned, path)
+    again = build(trunk, method, seed=5)
+    again.load_state_dict(stock.state_dict(), strict=False)
+    e3va.load_delta(again, path)
+    tuned.eval(), again.eval()
+    assert distance(tuned(image(trunk)), again(image(trunk))) == 0
+    frozen = set(tuned.state_dict()) - set(e3va.delta(tuned))
+    assert all(name in stock.state_dict() for name in frozen)
+
+
+@over(*every)
+def test_merge(trunk, method):
+    """6. Merged: the stock names and classes, the stock library loads it, outputs within 1e-5; or a clear refusal."""
+    stock, tuned = pair(trunk, method, stirred=True)
+    if not tuned.tuning.method.mergeable:
+        with pytest.raises(ValueError, match='cannot be merged'):
+            e3va.merge(tuned)
+        return
+    merged = e3va.merge(tuned)
+    stock.load_state_dict(merged.state_dict(), strict=True)
+    assert [type(module) for module in merged.modules()] == [type(module) for module in stock.modules()]
+    stock.eval(), tuned.eval(), merged.eval()
+    x = image(trunk)
+    assert distance(stock(x), merged(x)) <= 1e-6
+    assert distance(stock(x), tuned(x)) <= 1e-5
+    assert hasattr(tuned, 'tuning') and not hasattr(merged, 'tuning')
+    merged.train(), merged.requires_grad_(True)
+    assert merged.training
+
+
+@over(*every)
+def test_copies(trunk, method):
+    """7. deepcopy (EMAHook) and pickle give a model of their own with the same results."""
+    _, tuned = pair(trunk, method, stirred=True)
+    tuned.eval()
+    x = image(trunk)
+    want = [out.detach().clone() for out in tensors(tuned(x))]
+    for other in (copy.deepcopy(tuned), pickle.loads(pickle.dumps(tuned))):
+        assert distance(other(x), want) == 0
+        for parameter in other.parameters():
+            parameter.data.zero_()
+        assert distance(tuned(x), want) == 0
+        assert other.train() is other and other.training
+
+
+@over(*every)
+def test_autocast(trunk, method):
+    """7. bf16 autocast stays within 5 % of the output's range of fp32 (8 bits of mantissa through at most 8 blocks)."""
+    _, tuned = pair(trunk, method, stirred=True)
+    tuned.eval()
+    x = image(trunk)
+    want = tensors(tuned(x))
+    with torch.autocast('cpu', torch.bfloat16):
+        got = tensors(tuned(x))
+    for a, b in zip(want, got):
+        assert (a - b.float()).abs().max() <= 0.05 * a.abs().max()
+
+
+@pytest.mark.parametrize('method', ['full', 'lora', 'e3va'])
+@pytest.mark.parametrize('trunk', ['swin_mmdet', 'swin_mmpretrain', 'swin_timm', 'vit_mmpretrain', 'vit_timm'])
+def test_compile(trunk, method):
+    """7. torch.compile changes neither outputs nor gradients by more than 1e-5 (aot_eager: the graph, not the kernels)."""
+    torch._dynamo.reset()
+    shallow = dict(swin_mmdet=dict(depths=(1, 2, 1, 1)), swin_timm=dict(depths=(1, 2, 1, 1)),
+                   swin_mmpretrain=dict(arch=dict(SWIN_ARCH, depths=[1, 2, 1, 1])))
+    tuned = build(trunk, method, **shallow.get(trunk, {}))
+    stir(tuned)
+    tuned.eval()                                                        # DropPath would draw differently
+    x = image(trunk)
+
+    def run(forward):
+        tuned.zero_grad()
+        out = forward(x)
+        projected(out).backward()
+        return out, [parameter.grad.clone() for parameter in tuned.parameters() if parameter.grad is not None]
+
+    out, gradients = run(tuned)
+    compiled_out, compiled_gradients = run(torch.compile(tuned, backend='aot_eager'))
+    assert distance(out, compiled_out) <= 1e-5
+    assert distance(gradients, compiled_gradients) <= 1e-5
+
+
+@pytest.mark.parametrize('trunk,method', [
+    ('swin_mmdet', 'full'), ('swin_mmdet', 'lora'), ('swin_mmdet', 'e3va'), ('vit_timm', 'full'), ('vit_timm', 'lora')])
+def test_with_cp(trunk, method):
+    """7. Activation checkpointing gives the same gradients."""
+    models = [build(trunk, method, with_cp=flag) for flag in (False, True)]
+    gradients = []
+    for model in models:
+        model.eval()
+        projected(model(image(trunk))).backward()
+        gradients.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    assert distance(*gradients) <= 1e-6
