@@ -148,8 +148,8 @@ def load_base(trunk, source):
     found = found.get('state_dict', found)
     for prefix in ('', 'backbone.', 'module.backbone.'):
         if all(prefix + name in found for name in frozen(trunk)):
-            trunk.load_state_dict({name[len(prefix):]: value for name, value in found.items()
-                                   if name.startswith(prefix) and name[len(prefix):] in trunk.tuning.keys}, strict=False)
+            inside = {name[len(prefix):]: value for name, value in found.items() if name.startswith(prefix)}
+            trunk.load_state_dict({name: inside[name] for name in trunk.tuning.keys if name in inside}, strict=False)
             return
     old = trunk.init_cfg
     trunk.init_cfg = ConfigDict(old if isinstance(old, dict) else {}, type='Pretrained', checkpoint=source)

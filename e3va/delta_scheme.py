@@ -9,21 +9,38 @@ from mmengine.registry import MODELS as ROOT
 from mmengine.runner import CheckpointLoader
 
 from . import delta_file
-from .delta import find_base
-from .tuned import find_tuned, tune
+from .delta import find_base, merge
+from .tuned import tune
 
 
 @CheckpointLoader.register_scheme(prefixes='e3va://')
 def load_scheme(filename, map_location=None, logger=None):
     """An ordinary checkpoint dict, on the CPU; ValueError for a damaged delta or a base that is not found."""
     path, _, base = filename[len('e3va://'):].partition('?base=')
+    return whole_checkpoint(path, base or None)
+
+
+def whole_checkpoint(path, base=None, merged=False):
+    """A delta and its base as one checkpoint, for the config that was trained.
+
+    Args:
+        path (str): the delta.
+        base (str): file or URL of the trunk's weights; default: what the delta recorded.
+        merged (bool): for the stock config instead; ValueError where the method cannot be merged.
+
+    Returns:
+        dict: `state_dict`, and `meta` with the classes.
+    """
     tensors, meta = delta_file.read(path)
     if meta['trunk']['config'] is None:
         raise ValueError(f'{path} was saved from a model that was not built from a config, so its trunk cannot be '
                          'rebuilt; build and tune the model, then call e3va.load_delta')
     prefix = meta['trunk']['prefix']
     trunk = tune(ROOT.build(copy.deepcopy(meta['trunk']['config'])), meta['method'])
-    find_base(find_tuned(trunk)[1], path, meta, base or None)
-    state = {prefix + name: value for name, value in trunk.state_dict().items() if name in trunk.tuning.keys}
-    state.update(tensors)
+    find_base(trunk, path, meta, base)
+    inside = {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}
+    trunk.load_state_dict({**trunk.state_dict(), **inside})
+    trunk = merge(trunk) if merged else trunk
+    state = {prefix + name: value for name, value in trunk.state_dict().items()}
+    state.update((name, value) for name, value in tensors.items() if not name.startswith(prefix))
     return dict(state_dict=state, meta=dict(dataset_meta=meta['dataset_meta'], e3va=meta))

@@ -81,7 +81,7 @@ def scoped(trunk):
     if len(found) == 1:
         return f'{found[0]}.{trunk}'
     if found:
-        raise ValueError(f'trunk {trunk!r} is in {" and ".join(found)}: write e.g. trunk={found[0] + "." + trunk!r}')
+        raise ValueError(f"trunk {trunk!r} is in {' and '.join(found)}: write e.g. trunk='{found[0]}.{trunk}'")
     if ROOT.get(trunk) is not None:
         return trunk
     names = [name for scope in scopes if scope in ROOT.children for name in ROOT.children[scope].module_dict]
@@ -174,6 +174,6 @@ def find_tuned(model):
     for name, module in model.named_modules():
         if hasattr(module, 'tuning'):
             return (f'{name}.' if name else ''), module
-    raise ValueError(f'{type(model).__name__} has no tuned trunk: build it with type=\'e3va.Tuned\' or call e3va.tune')
+    raise ValueError(f"{type(model).__name__} has no tuned trunk: build it with type='e3va.Tuned' or call e3va.tune")
 
 

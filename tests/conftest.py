@@ -56,7 +56,8 @@ def build(trunk, method=None, seed=0, **changes):
     options = copy.deepcopy(dict(options, **changes))
     if method is None:
         return MODELS.build(dict(type=kind, **options))
-    return MODELS.build(dict(type='e3va.Tuned', trunk=kind, method=METHODS.get(method, method), **options))
+    method = METHODS[method] if isinstance(method, str) else method
+    return MODELS.build(dict(type='e3va.Tuned', trunk=kind, method=method, **options))
 
 
 def image(trunk, batch=2, seed=0):

@@ -1,8 +1,8 @@
 """E3VA: Parameter-efficient is not Sufficient (Yin et al., ACM MM 2024, doi 10.1145/3664647.3680940).
 
-Beside the frozen trunk runs a second stream e: e_0 = l_0, and each block adds what its two adapters make of the outputs
-of the block's attention and MLP (equation 8). Between stages e passes through the trunk's own frozen downsampling. Every
-trained parameter lies on this stream, so nothing is backpropagated through the trunk.
+Beside the frozen trunk runs a second stream e: e_0 = l_0, and each block adds what its two adapters make of the
+outputs of the block's attention and MLP (equation 8). Between stages e passes through the trunk's own frozen
+downsampling. Every trained parameter lies on this stream, so nothing is backpropagated through the trunk.
 """
 from functools import partial
 

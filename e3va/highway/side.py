@@ -46,7 +46,7 @@ def highway(trunk, image, **refused):
     parts, side = FAMILIES[trunk.tuning.family], trunk.e3va
     taps, merges = parts.taps(trunk), parts.merges(trunk)
     with torch.no_grad():
-        l, shape = parts.stem(trunk, image)                             # noqa: E741 the paper's name
+        l, shape = parts.stem(trunk, image)
     e, outs = l, []
 
     def give_out(tap):
@@ -58,7 +58,7 @@ def highway(trunk, image, **refused):
     for i, (blocks, adapters) in enumerate(zip(parts.stages(trunk), side.stages)):
         for j, (block, pair) in enumerate(zip(blocks, adapters)):
             with torch.no_grad():
-                f1, f2, l = parts.read(block, l, shape, side.tap)       # noqa: E741
+                f1, f2, l = parts.read(block, l, shape, side.tap)
             e = side(pair, e, f1, f2)
             if (i, j) in taps:
                 give_out((i, j))
@@ -66,7 +66,7 @@ def highway(trunk, image, **refused):
             own = side.merges[str(i)] if str(i) in side.merges else merges[i]
             e, _ = parts.merge(own, e, shape)
             with torch.no_grad():
-                l, shape = parts.merge(merges[i], l, shape)             # noqa: E741
+                l, shape = parts.merge(merges[i], l, shape)
             if (i, 'merged') in taps:
                 give_out((i, 'merged'))
     return parts.pack(trunk, outs)

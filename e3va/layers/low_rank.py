@@ -9,8 +9,8 @@ from torch.nn import functional as F
 class DualLowRank(nn.Module):
     r"""y = (s_1 t_1 + s_2 t_2) x + b, with s_i of shape (out, rank), t_i of shape (rank, in).
 
-    The sum of two rank-r products is one product of rank 2 r, so the two branches are stored side by side and the matrix
-    is never formed. Parameters are plain tensors: a library's `init_weights` that walks over `nn.Linear` leaves them be.
+    The sum of two rank-r products is one product of rank 2 r, so the two branches are stored side by side and the
+    matrix is never formed. Parameters are plain tensors: an `init_weights` that walks over `nn.Linear` leaves them be.
 
     Initial values follow the same authors' earlier code (LoRand): every factor uniform in +-1/sqrt(its second
     dimension as stored there), i.e. +-1/sqrt(rank) for t and +-1/sqrt(out) for s, the bias in +-1/sqrt(in).

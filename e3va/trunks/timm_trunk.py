@@ -15,8 +15,8 @@ from . import FAMILIES, family_of
 def TimmTrunk(name, out_indices=None, norm_eps=1e-5, with_cp=False, pretrained=False, init_cfg=None, **options):
     """A timm Swin or ViT that gives maps to OpenMMLab necks; its parameters keep timm's own names.
 
-    Beside timm's names there is a `norm{i}` for each output, as in mmdet's Swin. What lies behind the last output is left
-    out, timm's own last norm too, as by timm's `prune_intermediate_layers`.
+    Beside timm's names there is a `norm{i}` for each output, as in mmdet's Swin. What lies behind the last output is
+    left out, timm's own last norm too, as by timm's `prune_intermediate_layers`.
     Images of any size are taken: they are padded to whole patches, a ViT's position embedding is resized.
 
     Args:

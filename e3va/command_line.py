@@ -1,0 +1,90 @@
+"""What the tools share: arguments, the config they lead to, and one line instead of a traceback for bad input."""
+import argparse
+import contextlib
+import os
+import sys
+import traceback
+from pathlib import Path
+from urllib.error import URLError
+
+from mmengine.config import DictAction
+
+from .config import apply_method, load_config, load_method
+
+
+class Options(DictAction):
+    """mmengine's KEY=VALUE pairs; what is no pair is a usage error."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (ValueError, AssertionError):
+            parser.error(f'{option_string} takes KEY=VALUE pairs, lists as key="[a,b]"; got {" ".join(values)}')
+
+
+def config_parser(description):
+    """A parser of the arguments that lead to a config."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='a config file, or mmdet::, mmseg::, mmpretrain:: or e3va:: and the name of one')
+    parser.add_argument('--method', metavar='NAME_OR_FILE',
+                        help='tune the backbone by this method: a file of configs/methods/, by name, or any path')
+    parser.add_argument('--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE',
+                        help='override settings of the config, e.g. model.backbone.method.rank=16; a list is written '
+                        'key="[a,b]", without white space')
+    return parser
+
+
+def run_parser(description):
+    """The same with the arguments of a run: work dir and launcher."""
+    parser = config_parser(description)
+    parser.add_argument('--work-dir', help='folder of logs and checkpoints (default: work_dirs/CONFIG[_METHOD])')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
+    return parser
+
+
+def read_config(args):
+    """The config that the arguments of `config_parser` name."""
+    cfg = load_config(args.config)
+    if args.method:
+        cfg = apply_method(cfg, load_method(args.method))
+    try:
+        cfg.merge_from_dict(args.cfg_options)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f'--cfg-options: {error.args[0]}') from error
+    return cfg
+
+
+def read_run_config(args):
+    """The config of a run, with its launcher and its work dir: the argument's, else the config's, else by name."""
+    cfg = read_config(args)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg.launcher = args.launcher
+    name = Path(args.config).stem + (f'_{Path(args.method).stem}' if args.method else '')
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
+    return cfg
+
+
+@contextlib.contextmanager
+def one_line_errors():
+    """Bad input ends the program by one message on stderr and exit code 2; a bug keeps its traceback."""
+    try:
+        yield
+    except Exception as error:
+        if not is_users(error):
+            raise
+        if int(os.environ.get('RANK', 0)) == 0:
+            print(f'error: {error.args[0] if isinstance(error, KeyError) else error}', file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def is_users(error):
+    """Whether an error is about the input: raised by our own code, a missing file or page, a type no registry knows."""
+    if isinstance(error, (FileNotFoundError, URLError)):
+        return True
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    file, package = Path(frame.filename).resolve(), Path(__file__).resolve().parent
+    if isinstance(error, KeyError):
+        return file.parts[-3:-1] == ('mmengine', 'registry')
+    ours = file.is_relative_to(package) or file.is_relative_to(package.parent / 'tools')
+    return isinstance(error, ValueError) and ours and frame.line.startswith('raise ')

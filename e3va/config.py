@@ -1,0 +1,146 @@
+"""From the names on a command line to a config that a runner can be built from."""
+import copy
+import importlib.util
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import OPTIM_WRAPPERS
+
+from .surgery import near
+
+TUNED = ('e3va.Tuned', 'Tuned')
+METHOD_KEYS = ('method', 'default_hooks', 'optim_wrapper')   # what a method file may set: a task file sets the rest
+
+
+def load_config(config):
+    """A config by path, or by name in an installed library: `mmdet::retinanet/retinanet_r50_fpn_1x_coco.py`.
+
+    Raises:
+        ValueError: no such file (near names are shown), or a file that cannot be read as a config.
+    """
+    library, named, name = str(config).rpartition('::')
+    folder = configs_folder(library) if named else Path(name).parent
+    path = folder / name if named else Path(name)
+    if not path.is_file():
+        names = [str(file.relative_to(folder)) for file in (folder.rglob if named else folder.glob)('*.py')]
+        where = f'{library} has no config {name}' if named else f'there is no config file {name}'
+        raise ValueError(f'{where}; {near(name if named else path.name, names)}' if names else where)
+    try:
+        return Config.fromfile(str(path))
+    except Exception as error:  # a config is a program of the user's: it may fail in any way
+        raise ValueError(f'the config {config} cannot be read: {type(error).__name__}: {error}') from error
+
+
+def configs_folder(library):
+    """The folder of the configs that come with an installed library, found without pip."""
+    spec = importlib.util.find_spec(library) if library.isidentifier() else None
+    if spec is None or spec.origin is None:
+        raise ValueError(f'there is no installed library {library!r}: use mmdet::, mmseg::, mmpretrain:: or e3va::')
+    package = Path(spec.origin).parent
+    checkout = package.parent  # in a checkout `.mim` may be missing, or left over from an older build
+    folder = checkout / 'configs' if (checkout / 'setup.py').is_file() else package / '.mim' / 'configs'
+    if not folder.is_dir():
+        raise ValueError(f'{library} is installed without its configs: there is no folder {folder}')
+    return folder
+
+
+def load_method(name_or_file):
+    """A method file by name (a file of `configs/methods/`) or by path.
+
+    Raises:
+        ValueError: no such method (near names are shown), or a file that is not a method file.
+    """
+    path = Path(name_or_file)
+    if path.suffix != '.py' or not path.is_file():
+        folder = configs_folder('e3va') / 'methods'
+        path = folder / f'{path.name.removesuffix(".py")}.py'
+        if str(name_or_file) not in (path.name, path.stem) or not path.is_file():
+            names = sorted(file.stem for file in folder.glob('*.py'))
+            raise ValueError(f'unknown method {str(name_or_file)!r}; {near(name_or_file, names, len(names))}. '
+                             'A file is given by its path')
+    method = load_config(path)
+    if not isinstance(method.get('method'), dict) or 'type' not in method.method:
+        raise ValueError(f"{path} is not a method file: it sets no method = dict(type='NAME', ...)")
+    if others := sorted(set(method) - set(METHOD_KEYS)):
+        raise ValueError(f'{path} is not a method file: it sets {", ".join(others)}, where only '
+                         f'{", ".join(METHOD_KEYS)} belong')
+    return method
+
+
+def apply_method(cfg, method_cfg):
+    """A copy of a config with its backbone tuned by a method; all else stays, lists of `custom_hooks` too.
+
+    Args:
+        cfg (Config): any config with `model.backbone`.
+        method_cfg (Config): what `load_method` gives.
+
+    Raises:
+        ValueError: a config that names a method already, or that has no `model.backbone`.
+    """
+    cfg = copy.deepcopy(cfg)
+    model = cfg.get('model') or {}
+    backbone = model.get('backbone')
+    if not isinstance(backbone, dict) or 'type' not in backbone:
+        found = ', '.join(key for key, _ in backbones(model, 'model')) or 'none anywhere'
+        raise ValueError(f'e3va tunes model.backbone, which this config does not have (backbones: {found}). For a '
+                         'model around another model, tune the inner one in a child config: '
+                         "backbone=dict(type='e3va.Tuned', trunk=..., method=...)")
+    if backbone.type in TUNED:
+        raise ValueError(f'a method given twice: the config tunes its backbone by {dict(backbone.get("method") or {})}, and '
+                         f'--method asks for {dict(method_cfg.method)}; drop one of them')
+    kind = backbone.type
+    backbone.trunk = kind if isinstance(kind, str) else f'{kind.__module__.partition(".")[0]}.{kind.__name__}'
+    backbone.type = 'e3va.Tuned'
+    backbone.method = method_cfg.method
+    amp = 'Amp' in str((cfg.get('optim_wrapper') or {}).get('type'))
+    cfg.merge_from_dict({key: value for key, value in method_cfg.items() if key != 'method'})
+    return use_amp(cfg) if amp else cfg
+
+
+def use_amp(cfg):
+    """Replace the optimizer wrapper by its mixed-precision twin, `e3va.XOptimWrapper` by `e3va.AmpXOptimWrapper`."""
+    wrapper = cfg.get('optim_wrapper')
+    if wrapper is None:
+        raise ValueError('mixed precision (--amp) needs a config with an optim_wrapper')
+    scope, dot, name = str(wrapper.get('type', 'OptimWrapper')).rpartition('.')
+    if not name.startswith('Amp'):
+        wrapper.type = f'{scope}{dot}Amp{name}'
+        if OPTIM_WRAPPERS.get(wrapper.type) is None:
+            raise ValueError(f'the optimizer wrapper {scope}{dot}{name} has no mixed-precision twin {wrapper.type}')
+    wrapper.setdefault('loss_scale', 'dynamic')
+    return cfg
+
+
+def prepare(cfg):
+    """Complete a config, in place, for this machine and for e3va; returns it.
+
+    Tuned backbones get the hooks that report and that save the random state; mmpretrain's loaders get the defaults
+    that its own tools add; loaders without workers lose the options that torch refuses there.
+    """
+    if any(backbone.get('type') in TUNED for _, backbone in backbones(cfg.get('model'), 'model')):
+        hooks = cfg.setdefault('default_hooks', {})
+        hooks.setdefault('rng_state', dict(type='e3va.RngStateHook'))
+        hooks.setdefault('report', dict(type='e3va.ReportHook'))
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        loader = cfg.get(key)
+        if not isinstance(loader, dict):
+            continue
+        if cfg.get('default_scope') == 'mmpretrain':
+            loader.setdefault('pin_memory', torch.cuda.is_available())
+            loader.setdefault('persistent_workers', True)
+            loader.setdefault('collate_fn', dict(type='default_collate'))
+        if not loader.get('num_workers'):
+            loader.persistent_workers = False
+            loader.pop('prefetch_factor', None)
+    return cfg
+
+
+def backbones(cfg, key):
+    """(dotted name, dict) of each backbone in a model's config, inner models included."""
+    children = cfg.items() if isinstance(cfg, dict) else enumerate(cfg) if isinstance(cfg, (list, tuple)) else ()
+    for name, value in children:
+        if name == 'backbone' and isinstance(value, dict):
+            yield f'{key}.{name}', value
+        else:
+            yield from backbones(value, f'{key}.{name}')

@@ -1,0 +1,39 @@
+"""The runner of a config; on a machine without accelerators several processes train under gloo."""
+from mmengine.device import get_device
+from mmengine.dist import is_distributed
+from mmengine.logging import print_log
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from torch import distributed
+from torch.nn import SyncBatchNorm
+
+
+def build_runner(cfg):
+    """mmengine's runner, or the one that the config names by `runner_type`."""
+    if 'runner_type' in cfg:
+        return RUNNERS.build(cfg)
+    if cfg.get('launcher', 'none') == 'none' or get_device() != 'cpu':
+        return Runner.from_cfg(cfg)
+    if cfg.launcher != 'pytorch':
+        raise ValueError(f'--launcher {cfg.launcher} needs GPUs, and torch finds none here; several processes on the '
+                         'CPU take --launcher pytorch')
+    return GlooRunner.from_cfg(cfg)
+
+
+class GlooRunner(Runner):
+    """mmengine's runner asks CUDA for the process's device and hands device ids to DDP; both fail on the CPU."""
+
+    def setup_env(self, env_cfg):
+        if not is_distributed():
+            distributed.init_process_group('gloo')
+        super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg, model):
+        if any(isinstance(module, SyncBatchNorm) for module in model.modules()):
+            print_log('no GPU here: SyncBN needs one and is replaced by BN, whose statistics are those of one process',
+                      logger='current')
+            model = revert_sync_batchnorm(model)
+        defaults = dict(broadcast_buffers=False,
+                        find_unused_parameters=self.cfg.get('find_unused_parameters', False))
+        return super().wrap_model({**defaults, **(model_wrapper_cfg or {}), 'device_ids': None}, model)

@@ -1,0 +1,84 @@
+"""Loads into a tuned trunk: the report, and the refusal of whatever would leave a frozen trunk random."""
+import pytest
+import torch
+
+from tests.conftest import build
+
+
+def test_report():
+    stock, tuned = build('swin_mmdet'), build('swin_mmdet', 'e3va', seed=1)
+    state = {name: value for name, value in stock.state_dict().items() if not name.startswith('norm')}
+    tuned.load_state_dict({**state, 'head.weight': torch.zeros(1)}, strict=False)
+    report = tuned.tuning.loads[-1]
+    assert report.matched == len(state) and report.unexpected == ['head.weight']
+    assert report.missing == sorted(f'norm{i}.{kind}' for i in range(4) for kind in ('weight', 'bias'))
+    assert report.added == 0 and len(report.added_missing) == 96
+    assert f'{len(state)} matched, 8 missing, 1 unexpected' in str(report)
+    tuned.load_state_dict(tuned.state_dict())
+    assert not tuned.tuning.loads[-1].missing and not tuned.tuning.loads[-1].added_missing
+
+
+@pytest.mark.parametrize('method', ['full', 'lora', 'e3va', 'fixed'])
+def test_no_matching_key(method):
+    """Also where strict is off, and for a trunk inside a model and mmengine's own loader."""
+    from mmengine.runner.checkpoint import load_state_dict
+    tuned = build('swin_mmdet', method)
+    with pytest.raises(ValueError, match='no entry of the trunk SwinTransformer.*module.layers.0'):
+        tuned.load_state_dict({'module.layers.0': torch.zeros(1)}, strict=False)
+    model = torch.nn.Sequential(tuned)
+    with pytest.raises(ValueError, match='no entry of the trunk'):
+        load_state_dict(model, {'0.backbone.x': torch.zeros(1)})
+
+
+def test_a_smaller_trunk():
+    """A checkpoint of a shallower Swin leaves blocks random: refused for a frozen trunk, left to the stock for Full."""
+    small = build('swin_mmdet', depths=(2, 1, 2, 2)).state_dict()
+    with pytest.raises(ValueError, match=r'leaves 13 frozen parameters.*stages.2.blocks.2'):
+        build('swin_mmdet', 'e3va').load_state_dict(small, strict=False)
+    build('swin_mmdet', 'full').load_state_dict(small, strict=False)
+
+
+def test_other_shapes():
+    wide = build('swin_mmdet', embed_dims=48).state_dict()
+    with pytest.raises(ValueError, match='other shapes.*instead of'):
+        build('swin_mmdet', 'lora').load_state_dict(wide, strict=False)
+
+
+def test_what_was_loaded_once_may_be_missing_later():
+    """A second checkpoint may bring a part (a neck, a later stage)."""
+    stock, tuned = build('swin_mmdet'), build('swin_mmdet', 'e3va', seed=1)
+    tuned.load_state_dict(stock.state_dict(), strict=False)
+    tuned.load_state_dict({name: value for name, value in stock.state_dict().items() if 'stages.3' in name},
+                          strict=False)
+    assert not tuned.tuning.fresh
+
+
+def test_init_weights_of_each_library(tmp_path):
+    """Weights that arrive by `init_cfg` after the surgery: the trunk equals the file, the adapters keep their start."""
+    for name in ('swin_mmdet', 'swin_mmseg', 'swin_mmpretrain', 'vit_mmpretrain', 'swin_timm', 'vit_timm'):
+        prefix = 'backbone.' if name == 'swin_mmdet' else ''
+        stock = build(name, seed=3)
+        path = tmp_path / f'{name}.pth'
+        torch.save(dict(state_dict={prefix + key: value for key, value in stock.state_dict().items()}), path)
+        for method in ('e3va', 'lora'):
+            tuned = build(name, method, init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+            if not hasattr(tuned.init_cfg, 'checkpoint'):
+                from mmengine.config import ConfigDict
+                tuned.init_cfg = ConfigDict(tuned.init_cfg)             # what a config file gives
+            added = {key: value.clone() for key, value in tuned.state_dict().items() if key not in tuned.tuning.keys}
+            tuned.init_weights()
+            state = tuned.state_dict()
+            assert all(torch.equal(state[key], value) for key, value in stock.state_dict().items()), name
+            assert all(torch.equal(state[key], value) for key, value in added.items()), name
+
+
+def test_init_weights_without_a_checkpoint():
+    """mmdet and mmseg then draw every nn.Linear anew; the adapters' zero start survives, so E3VA still starts exact."""
+    from tests.conftest import distance, image
+    for name in ('swin_mmdet', 'swin_mmseg', 'swin_mmpretrain', 'vit_mmpretrain'):
+        tuned = build(name, 'e3va')
+        tuned.init_weights()
+        stock = build(name)
+        stock.load_state_dict({key: value for key, value in tuned.state_dict().items() if key in tuned.tuning.keys})
+        stock.eval(), tuned.eval()                                      # the stock eval() of a Swin gives None
+        assert distance(stock(image(name)), tuned(image(name))) == 0

@@ -1,0 +1,156 @@
+"""The factory: what it refuses, what it freezes, and what it leaves to the stock trunk."""
+import pytest
+import torch
+from mmengine.registry import DefaultScope
+
+import e3va
+from e3va.methods import Method
+from e3va.registry import METHODS, MODELS
+from e3va.tuned import find_tuned
+from tests.conftest import SWIN, build, image
+
+
+@pytest.mark.parametrize('trunk,method,changes,words', [
+    ('mmdet.SwinTransformer', 'E3AV', {}, "unknown method 'E3AV'.*E3VA"),
+    ('mmdet.SwinTransformer', dict(rank=8), {}, 'no method is named'),
+    ('mmdet.SwinTransformer', dict(type='E3VA', ranks=8), {}, "no option 'ranks'.*rank"),
+    ('mmdet.SwinTransformer', dict(type='E3VA', rank=0), {}, 'rank must be an integer of at least 1.*0'),
+    ('mmdet.SwinTransformer', dict(type='E3VA', rank=-4), {}, 'rank must be'),
+    ('mmdet.SwinTransformer', dict(type='E3VA', rank=8.), {}, 'rank must be'),
+    ('mmdet.SwinTransformer', dict(type='E3VA', rank=13), {}, 'at most 12'),
+    ('mmdet.SwinTransformer', dict(type='E3VA', join='add'), {}, "join must be one of 'replace'"),
+    ('mmdet.SwinTransformer', 'E3VA', dict(out_indices=(1, 4)), r'out_indices=\(1, 4\).*4 stages'),
+    ('mmdet.SwinTransfomer', 'E3VA', {}, 'no backbone'),
+    ('mmdet.ResNet', 'E3VA', dict(depth=18), 'does not know the trunk.*ResNet.*swin_mm'),
+    (None, 'E3VA', {}, 'trunk must be the type'),
+])
+def test_refusals(trunk, method, changes, words):
+    options = {} if trunk in (None, 'mmdet.ResNet') else SWIN
+    with pytest.raises(ValueError, match=words):
+        MODELS.build(dict(type='e3va.Tuned', trunk=trunk, method=method, **{**options, **changes}))
+
+
+def test_timm_refusals():
+    for options, words in [(dict(name='swin_tinny_patch4_window7_224'), 'no model.*swin_tiny'),
+                           (dict(name='resnet18'), 'Swin and ViT'),
+                           (dict(name='vit_tiny_patch16_224', out_indices=(12,)), '12 blocks')]:
+        with pytest.raises(ValueError, match=words):
+            MODELS.build(dict(type='e3va.Tuned', trunk='e3va.TimmTrunk', method='E3VA', **options))
+
+
+def test_method_given_twice():
+    tuned = build('swin_mmdet', 'e3va')
+    with pytest.raises(ValueError, match='given twice'):
+        e3va.tune(tuned, 'LoRA')
+
+
+def test_subclass_with_its_own_forward_is_refused():
+    """Its forward would be replaced silently by the stock one."""
+    from mmdet.models import SwinTransformer
+
+    class Other(SwinTransformer):
+        def forward(self, x):
+            return super().forward(x * 2)
+
+    class Same(SwinTransformer):
+        pass
+    with pytest.raises(ValueError, match='a subclass'):
+        e3va.tune(Other(**SWIN), 'E3VA')
+    e3va.tune(Same(**SWIN), 'E3VA')
+
+
+def test_scope_of_the_trunk():
+    """An unprefixed trunk is looked up in the current scope; without one, an ambiguous name is refused by name."""
+    import mmdet.models  # noqa: E401, F401
+    from mmengine.registry import init_default_scope
+    for scope in ('mmdet', 'mmseg'):
+        init_default_scope(scope)
+        trunk = MODELS.build(dict(type='e3va.Tuned', trunk='SwinTransformer', method='Fixed', **SWIN))
+        assert type(trunk).__module__.startswith(scope)
+    with DefaultScope.overwrite_default_scope(None):
+        pass
+    DefaultScope._instance_dict.clear()
+    with pytest.raises(ValueError, match='is in .*mmdet.*write e.g. trunk='):
+        MODELS.build(dict(type='e3va.Tuned', trunk='SwinTransformer', method='Fixed', **SWIN))
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
+def test_resolves_from_every_library(scope):
+    """`type='e3va.Tuned'` in the registries of the libraries."""
+    import importlib
+
+    from mmengine.registry import init_default_scope
+    init_default_scope(scope)
+    registry = importlib.import_module(f'{scope}.registry').MODELS
+    assert registry.get('e3va.Tuned') is MODELS.get('Tuned')
+
+
+def test_any_trunk_for_full_and_fixed():
+    """Fixed on a ResNet: every parameter and every batch norm statistic stays."""
+    import mmdet.models  # noqa: F401
+    trunk = MODELS.build(dict(type='e3va.Tuned', trunk='mmdet.ResNet', depth=18, method='Fixed', frozen_stages=1))
+    before = {name: value.clone() for name, value in trunk.state_dict().items()}
+    trunk.train()
+    trunk(torch.randn(2, 3, 64, 64))
+    assert all(torch.equal(before[name], value) for name, value in trunk.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in trunk.parameters())
+
+
+def test_frozen_stages():
+    """Full keeps the config's frozen_stages; a method decides for itself, whatever they say."""
+    full = build('swin_mmdet', 'full', frozen_stages=2)
+    assert not any(p.requires_grad for p in full.stages[1].parameters())
+    assert all(p.requires_grad for p in full.stages[2].parameters())
+    tuned = build('swin_mmdet', 'lora', frozen_stages=4)
+    tuned.train()
+    assert all(p.requires_grad for name, p in tuned.named_parameters() if name.endswith(('.up', '.down')))
+
+
+def test_modes():
+    """E3VA: the trunk stays in eval, the highway trains. LoRA: the config's own DropPath is at work."""
+    tuned = build('swin_mmdet', 'e3va')
+    assert tuned.train() is tuned and tuned.training
+    assert not any(module.training for module in tuned.stages.modules())
+    assert all(module.training for module in tuned.e3va.modules())
+    x = image('swin_mmdet')
+    assert torch.equal(tuned(x)[3], tuned(x)[3])
+    lora = build('swin_mmdet', 'lora').train()
+    assert all(module.training for module in lora.stages.modules())
+    assert tuned.eval() is tuned and not tuned.training
+
+
+def test_whole_model_and_find():
+    """tune() on a model with a backbone tunes the backbone; neck and heads keep what they have."""
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.neck = build('vit_mmpretrain'), torch.nn.Linear(24, 2)
+    model = e3va.tune(Model(), 'E3VA')
+    prefix, trunk = find_tuned(model)
+    assert prefix == 'backbone.' and trunk is model.backbone
+    report = e3va.report(model)
+    assert report['head'] == 50 and report['trained'] == sum(
+        p.numel() for p in trunk.parameters() if p.requires_grad)
+    assert report['trained'] + report['frozen'] == sum(p.numel() for p in trunk.parameters())
+    assert 'trained (trunk and method)' in str(report)
+    with pytest.raises(ValueError, match='no tuned trunk'):
+        e3va.report(torch.nn.Linear(2, 2))
+
+
+def test_hook_is_demanded():
+    """A method that names a hook stops at the first training step without it, with the line to add."""
+    class Hooked(Method):
+        hook = 'e3va.GPSHook'
+        trunk_mode = 'eval'
+    METHODS.register_module(module=Hooked, force=True)
+    try:
+        tuned = build('vit_mmpretrain', dict(type='Hooked'))
+        tuned.eval()
+        tuned(image('vit_mmpretrain'))                                  # inference needs no hook
+        tuned.train()
+        with pytest.raises(ValueError, match=r"default_hooks = dict\(gps=dict\(type='e3va.GPSHook'\)\)"):
+            tuned(image('vit_mmpretrain'))
+        tuned.tuning.hooked = True
+        tuned(image('vit_mmpretrain'))
+    finally:
+        METHODS._module_dict.pop('Hooked')
