@@ -25,7 +25,7 @@ class Tuning:
         modules: names of the stock trunk's modules.
         config: the trunk's config where it was built from one, else None.
         head: names of a classifier's parameters inside the module (timm), which train under every method.
-        fresh: names of frozen parameters that no checkpoint has brought yet.
+        fresh: names of frozen parameters of a trunk built from a config that no checkpoint has brought yet.
         loads: reports of the loads so far, latest last.
         hooked: the method's hook is at work (see `Method.hook`).
     """
@@ -85,8 +85,8 @@ def scoped(trunk):
     if ROOT.get(trunk) is not None:
         return trunk
     names = [name for scope in scopes if scope in ROOT.children for name in ROOT.children[scope].module_dict]
-    raise ValueError(f'unknown trunk {trunk!r} in {", ".join(scopes) or "no library"}; {near(trunk, names)}. A trunk of '
-                     f"another library takes its prefix, e.g. 'mmpretrain.ConvNeXt', timm's is 'e3va.TimmTrunk'")
+    raise ValueError(f'unknown trunk {trunk!r} in {", ".join(scopes) or "no library"}; {near(trunk, names)}. A trunk '
+                     f"of another library takes its prefix, e.g. 'mmpretrain.ConvNeXt', timm's is 'e3va.TimmTrunk'")
 
 
 def check_out_indices(trunk, options):
@@ -135,10 +135,11 @@ def tune(module, method, config=None):
             parameter.requires_grad_(name in head)
     method.apply(trunk, parts)
     method.adapt_out_norms(trunk, parts)
-    own = set(parts.out_norms(trunk)) if parts else set()
-    trunk.tuning.fresh = {name for name, parameter in trunk.named_parameters()
-                          if name in trunk.tuning.keys and not parameter.requires_grad
-                          and name.rpartition('.')[0] not in own and not re.fullmatch(r'norm\d+\..*', name)}
+    if config and not config.get('pretrained'):                         # a module that was given keeps what it has
+        own = parts.out_norms(trunk) if parts else []
+        trunk.tuning.fresh = {name for name, parameter in trunk.named_parameters()
+                              if name in trunk.tuning.keys and not parameter.requires_grad
+                              and name.rpartition('.')[0] not in own and not re.fullmatch(r'norm\d+\..*', name)}
     loading.watch(trunk)
     rebind(trunk, 'train', train)
     if method.hook:

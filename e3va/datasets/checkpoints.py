@@ -1,0 +1,138 @@
+"""Checkpoint files of random values in the formats that public trunk weights come in.
+
+They stand in for downloads. Shapes and buffers come from timm's model of that name, the order of Swin's merged channels
+from mmdet's own converter. One architecture and seed give one network: its files in the three formats hold the same
+weights under different names.
+"""
+import difflib
+import re
+from pathlib import Path
+
+import timm
+import torch
+from timm.models.swin_transformer import SwinTransformer, get_relative_position_index
+from timm.models.vision_transformer import VisionTransformer
+
+FORMATS = ('official', 'mmpretrain', 'timm')
+
+
+def make_checkpoint(path, arch, format='official', seed=0, **shape):
+    """Write a checkpoint.
+
+    Args:
+        path: the file to write; an existing one is never replaced.
+        arch: a Swin or ViT of timm, such as 'swin_large_patch4_window12_384.ms_in22k' (the tag decides the number of
+            classes), 'swin_tiny_patch4_window7_224' or 'vit_small_patch14_dinov2'.
+        format: 'official' is `{'model': ...}` as microsoft/Swin-Transformer and facebookresearch/deit release it;
+            'mmpretrain' is `{'state_dict': ...}` of an ImageClassifier with the entries `backbone.` and `head.`, which
+            mmseg's Swin reads too; 'timm' is the bare state dict of the timm model.
+        seed: a number from 0.
+        shape: changes to the architecture, in the names of timm: `embed_dim=24, depths=(1, 1, 2, 1),
+            num_heads=(1, 2, 4, 8), window_size=7, img_size=224, num_classes=10`; for a ViT `depth=2`.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: an unknown architecture, format or shape, or the file exists.
+    """
+    path = Path(path)
+    if format not in FORMATS:
+        raise ValueError(f'unknown format {format!r}; there are: {", ".join(FORMATS)}')
+    if path.exists():
+        raise ValueError(f'{path} exists; remove it or name another file')
+    model = _describe(arch, shape)
+    values = _values(model, seed)
+    if format == 'mmpretrain':
+        rename = _mmpretrain_swin if isinstance(model, SwinTransformer) else _mmpretrain_vit
+        contents = dict(meta={}, state_dict=rename(values, model))
+    elif format == 'official':
+        contents = dict(model=_official_swin(values, model) if isinstance(model, SwinTransformer) else values)
+    else:
+        contents = values
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f'.{path.name}.unfinished')
+    torch.save(contents, unfinished)
+    unfinished.replace(path)
+    return path
+
+
+def _describe(arch, shape):
+    """timm's model on the meta device: names and shapes, no values."""
+    name = arch.partition('.')[0]
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(['swin_*', 'vit_*', 'deit_*']), n=3)
+        raise ValueError(f'unknown architecture {arch!r}' + (f'; did you mean {", ".join(near)}?' if near else ''))
+    try:
+        with torch.device('meta'):
+            model = timm.create_model(arch, pretrained=False, **shape)
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise ValueError(f'{arch} cannot be built with {shape or "its own shape"}: {error}') from error
+    if type(model) not in (SwinTransformer, VisionTransformer):
+        raise ValueError(f'{arch} is a {type(model).__name__}; checkpoints are made for Swin and ViT')
+    return model
+
+
+def _values(model, seed):
+    """The model's state dict with random values as large as initialisation makes them: norms near 1, others 0.02."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f'seed must be a whole number from 0; got {seed!r}')
+    generator = torch.Generator().manual_seed(seed)
+    values = {}
+    for name, entry in model.state_dict().items():
+        values[name] = torch.empty(entry.shape).normal_(std=0.02, generator=generator)
+        if entry.ndim == 1 and name.endswith('.weight'):  # only norms have such a weight
+            values[name] += 1
+    return values
+
+
+def _official_swin(values, model):
+    """As released: merges at the end of a stage (timm: at the start of the next), and buffers that timm leaves out."""
+    named = {}
+    for name, value in values.items():
+        name = re.sub(r'layers\.(\d+)\.downsample', lambda match: f'layers.{int(match[1]) - 1}.downsample', name)
+        named[name.replace('head.fc.', 'head.')] = value
+    for i, stage in enumerate(model.layers):
+        for j, block in enumerate(stage.blocks):
+            prefix = f'layers.{i}.blocks.{j}.'
+            named[prefix + 'attn.relative_position_index'] = get_relative_position_index(*block.attn.window_size)
+            mask = block.get_attn_mask(device='cpu', dtype=torch.float32)
+            if mask is not None:
+                named[prefix + 'attn_mask'] = mask
+    return named
+
+
+def _mmpretrain_swin(values, model):
+    from mmdet.models.backbones.swin import swin_converter  # slow to import, so not at the top
+    named = {name: value for name, value in swin_converter(_official_swin(values, model)).items()
+             if not name.endswith('attn_mask')}
+    for leaf in ('weight', 'bias'):
+        named[f'backbone.norm{len(model.layers) - 1}.{leaf}'] = named.pop(f'backbone.norm.{leaf}')
+        if f'head.fc.{leaf}' in values:
+            named[f'head.fc.{leaf}'] = values[f'head.fc.{leaf}']
+    return named
+
+
+_VIT_NAMES = (  # timm's name, mmpretrain's name
+    (r'(cls_token|pos_embed)', r'backbone.\1'),
+    (r'patch_embed\.proj\.(\w+)', r'backbone.patch_embed.projection.\1'),
+    (r'blocks\.(\d+)\.norm([12])\.(\w+)', r'backbone.layers.\1.ln\2.\3'),
+    (r'blocks\.(\d+)\.attn\.(qkv|proj)\.(\w+)', r'backbone.layers.\1.attn.\2.\3'),
+    (r'blocks\.(\d+)\.mlp\.fc1\.(\w+)', r'backbone.layers.\1.ffn.layers.0.0.\2'),
+    (r'blocks\.(\d+)\.mlp\.fc2\.(\w+)', r'backbone.layers.\1.ffn.layers.1.\2'),
+    (r'blocks\.(\d+)\.ls1\.gamma', r'backbone.layers.\1.attn.gamma1.weight'),
+    (r'blocks\.(\d+)\.ls2\.gamma', r'backbone.layers.\1.ffn.gamma2.weight'),
+    (r'norm\.(\w+)', r'backbone.ln1.\1'),
+    (r'head\.(\w+)', r'head.layers.head.\1'),
+)
+
+
+def _mmpretrain_vit(values, model):
+    named = {}
+    for name, value in values.items():
+        matches = [(re.fullmatch(pattern, name), new) for pattern, new in _VIT_NAMES]
+        new_name = next((match.expand(new) for match, new in matches if match), None)
+        if new_name is None:
+            raise ValueError(f"mmpretrain's VisionTransformer has no place for {name}; use the format timm or official")
+        named[new_name] = value
+    return named

@@ -1,0 +1,31 @@
+"""Say at the start of a run what is trained, what is frozen, and which weights arrived."""
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+
+from ..registry import HOOKS
+from ..report import report
+from ..tuned import find_tuned
+
+
+@HOOKS.register_module()
+class ReportHook(Hook):
+    """Log the table of `e3va.report` and every load of weights; warn of a frozen trunk that got none."""
+
+    @master_only
+    def before_train(self, runner):
+        _, trunk = find_tuned(runner.model)
+        loads = '\n'.join(f'weights {number}: {load}' for number, load in enumerate(trunk.tuning.loads, 1))
+        runner.logger.info(f'\n{report(runner.model)}\n{loads or "weights: none were loaded"}')
+        self.warn(runner, trunk)
+
+    @master_only
+    def before_test(self, runner):
+        self.warn(runner, find_tuned(runner.model)[1])
+
+    def warn(self, runner, trunk):
+        """A frozen trunk at random values makes every number of the run worthless."""
+        if fresh := trunk.tuning.fresh:
+            runner.logger.warning(
+                f'RANDOM TRUNK: {len(fresh)} frozen parameters of {type(trunk).__name__} have received no weights and '
+                "will never learn any. Set model.backbone.init_cfg=dict(type='Pretrained', checkpoint=PATH_OR_URL) "
+                'or load_from')

@@ -1,0 +1,61 @@
+"""DeltaHook in mmengine's own runner: a delta beside each checkpoint, with what the checkpoint holds."""
+import pytest
+import torch
+from mmengine.dataset import BaseDataset
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch import nn
+
+import e3va
+from e3va import delta_file
+from tests.conftest import build, image
+
+
+class Model(BaseModel):
+    """A tuned trunk and a head with a batch norm, whose statistics are part of the delta."""
+
+    def __init__(self, checkpoint):
+        super().__init__()
+        self.backbone = build('vit_mmpretrain', 'e3va', init_cfg=dict(type='Pretrained', checkpoint=str(checkpoint)))
+        self.head = nn.Sequential(nn.BatchNorm1d(24), nn.Linear(24, 1))
+
+    def forward(self, inputs, mode='tensor'):
+        out = self.head(self.backbone(inputs)[0])
+        return dict(loss=out.square().mean()) if mode == 'loss' else out
+
+
+class Data(BaseDataset):
+    def load_data_list(self):
+        return [dict(number=i) for i in range(4)]
+
+    def prepare_data(self, idx):
+        return dict(inputs=image('vit_mmpretrain', batch=1, seed=idx)[0])
+
+
+@pytest.mark.parametrize('loop,hooks,names', [
+    (dict(by_epoch=True, max_epochs=2), [], ['delta_epoch_1', 'delta_epoch_2']),
+    (dict(by_epoch=True, max_epochs=2), [dict(type='EMAHook')], ['delta_epoch_1', 'delta_epoch_2']),
+    (dict(by_epoch=False, max_iters=4), [], ['delta_iter_2', 'delta_iter_4'])])
+def test_beside_each_checkpoint(tmp_path, loop, hooks, names):
+    trunk = tmp_path / 'trunk.pth'
+    torch.save(build('vit_mmpretrain', seed=4).state_dict(), trunk)
+    runner = Runner(
+        model=Model(trunk), work_dir=str(tmp_path / 'run'), train_cfg=loop, experiment_name=f'{tmp_path}',
+        train_dataloader=dict(batch_size=2, num_workers=0, dataset=Data(), sampler=dict(
+            type='DefaultSampler' if loop['by_epoch'] else 'InfiniteSampler', shuffle=True),
+            collate_fn=dict(type='default_collate')),
+        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-2)), custom_hooks=hooks, randomness=dict(seed=0),
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=loop['by_epoch'],
+                                           interval=1 if loop['by_epoch'] else 2),
+                           delta=dict(type='e3va.DeltaHook')))
+    runner.train()
+    files = sorted(path.stem for path in (tmp_path / 'run').glob('*.safetensors'))
+    assert files == names
+    checkpoint = torch.load(tmp_path / 'run' / f'{names[-1][len("delta_"):]}.pth', weights_only=False)['state_dict']
+    tensors, meta = delta_file.read(tmp_path / 'run' / f'{names[-1]}.safetensors')
+    assert all(torch.equal(checkpoint[name], value) for name, value in tensors.items())
+    assert {name for name in checkpoint if name.startswith('head.')} <= set(tensors)
+    assert meta['base'] == str(trunk) and meta['trunk']['prefix'] == 'backbone.'
+    # On a new model, whose trunk comes from the recorded base, it gives the checkpoint's model.
+    model = e3va.load_delta(Model(trunk), tmp_path / 'run' / f'{names[-1]}.safetensors')
+    assert all(torch.equal(checkpoint[name], value) for name, value in model.state_dict().items())
