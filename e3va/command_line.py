@@ -74,8 +74,16 @@ def one_line_errors():
         if not is_users(error):
             raise
         if int(os.environ.get('RANK', 0)) == 0:
-            print(f'error: {error.args[0] if isinstance(error, KeyError) else error}', file=sys.stderr)
+            print(f'error: {message(error)}', file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def message(error):
+    """What to tell the user of an error."""
+    if isinstance(error, URLError):
+        return (f'a download failed: {error}. Give the file by its path, for weights '
+                '--cfg-options model.backbone.init_cfg.checkpoint=PATH')
+    return error.args[0] if isinstance(error, KeyError) else error
 
 
 def is_users(error):

@@ -3,6 +3,8 @@ import dataclasses
 
 from mmengine.logging import print_log
 
+from .surgery import rebind, unbind
+
 
 @dataclasses.dataclass
 class LoadReport:
@@ -39,8 +41,24 @@ def shorten(names, most=6):
 
 def watch(trunk):
     """Look at every state dict that reaches the trunk, by whichever loader."""
+    if hasattr(type(trunk), 'init_weights') and 'init_weights' not in trunk.__dict__:
+        rebind(trunk, 'init_weights', init_weights)
     trunk.register_load_state_dict_pre_hook(before)
     trunk.register_load_state_dict_post_hook(after)
+
+
+def init_weights(trunk):
+    """The stock `init_weights`; where it stumbles over the names in a checkpoint, an error that says so."""
+    try:
+        return type(trunk).init_weights(trunk)
+    except (KeyError, IndexError) as error:
+        config = getattr(trunk, 'init_cfg', None)
+        if not config or config.get('type') != 'Pretrained':
+            raise
+        raise ValueError(
+            f'{config["checkpoint"]} does not hold the weights of a {type(trunk).__module__.partition(".")[0]} '
+            f'{type(trunk).__name__} ({type(error).__name__}: {error}). Files of the official Swin repository need '
+            'convert_weights=True in mmdet and mmseg, OpenMMLab files must not have it') from error
 
 
 def before(trunk, state, prefix, *_):
@@ -82,6 +100,8 @@ def after(trunk, incompatible):
 
 def unwatch(trunk):
     """Undo `watch`."""
+    if getattr(trunk.__dict__.get('init_weights'), 'func', None) is init_weights:
+        unbind(trunk, 'init_weights')
     for hooks in (trunk._load_state_dict_pre_hooks, trunk._load_state_dict_post_hooks):
         for key, hook in list(hooks.items()):
             if getattr(hook, 'hook', hook) in (before, after):

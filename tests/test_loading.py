@@ -82,3 +82,16 @@ def test_init_weights_without_a_checkpoint():
         stock.load_state_dict({key: value for key, value in tuned.state_dict().items() if key in tuned.tuning.keys})
         stock.eval(), tuned.eval()                                      # the stock eval() of a Swin gives None
         assert distance(stock(image(name)), tuned(image(name))) == 0
+
+
+def test_names_that_the_stock_loader_stumbles_over(tmp_path):
+    """mmdet with convert_weights=True on an OpenMMLab file, and without it on a file of the official repository."""
+    from mmengine.config import ConfigDict
+    stock = build('swin_mmdet')
+    for prefix, convert in (('backbone.', True), ('', False)):
+        path = tmp_path / f'{convert}.pth'
+        torch.save({prefix + key: value for key, value in stock.state_dict().items()}, path)
+        tuned = build('swin_mmdet', 'e3va', convert_weights=convert)
+        tuned.init_cfg = ConfigDict(type='Pretrained', checkpoint=str(path))
+        with pytest.raises(ValueError, match=f'{convert}.pth does not hold.*convert_weights'):
+            tuned.init_weights()

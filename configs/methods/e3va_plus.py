@@ -1,0 +1,3 @@
+# E3VA (Yin et al., ACM MM 2024, doi:10.1145/3664647.3680940): low-rank adapters on a highway beside the frozen trunk.
+# Rank 16 is the paper's "E3VA+" (section 4.1): 2,350,080 trained parameters in Swin-B, 3,525,120 in Swin-L.
+method = dict(type='E3VA', rank=16)

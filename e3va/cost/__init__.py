@@ -1,0 +1,1 @@
+"""What a method costs: parameters, bytes, saved activations, time."""

@@ -1,0 +1,71 @@
+"""A config's model and data made small enough for one step on the CPU; all else stays what it is."""
+from e3va.config import prepare
+
+WIDTHS, HEADS, NECK = [16, 32, 64, 128], [1, 2, 4, 8], 32
+SMALLER = 4             # images have a quarter of their sides, in px
+
+
+def nodes(cfg):
+    """Every dict in a config."""
+    if isinstance(cfg, dict):
+        yield cfg
+    for value in cfg.values() if isinstance(cfg, dict) else cfg if isinstance(cfg, (list, tuple)) else ():
+        yield from nodes(value)
+
+
+def reduce_model(model):
+    """The same model with a thin trunk and neck; what reads the trunk follows."""
+    backbone = model.backbone
+    kind = backbone.get('trunk', backbone.type)
+    backbone.pop('init_cfg', None)
+    if 'rank' in backbone.get('method', {}):
+        backbone.method.rank //= 4                              # it has to fit into half the width
+    if kind == 'e3va.TimmTrunk':
+        backbone.update(embed_dim=NECK, num_heads=1)
+        widths = dict.fromkeys(backbone.out_indices, NECK)
+    else:
+        thin = dict(embed_dims=WIDTHS[0], depths=[2, 2, 2, 2], num_heads=HEADS)
+        backbone.update(dict(arch=thin) if 'arch' in backbone else thin)
+        widths = {i: WIDTHS[i] for i in backbone.get('out_indices', [3])}
+    for node in nodes({key: value for key, value in model.items() if key not in ('backbone', 'data_preprocessor')}):
+        for key in ('in_channels', 'out_channels', 'feat_channels', 'conv_out_channels', 'fc_out_channels', 'channels'):
+            if isinstance(node.get(key), int):
+                node[key] = NECK
+            elif key in node:
+                node[key] = list(widths.values())
+        if 'in_index' in node and isinstance(node.in_index, int):
+            node.in_channels = widths[node.in_index]
+    if model.type == 'ImageClassifier':
+        model.head.in_channels = widths[max(widths)]
+    for node in nodes([model.get('train_cfg'), model.get('test_cfg')]):
+        node.update({key: value for key, value in dict(nms_pre=50, max_per_img=10, num=16, score_thr=0.).items()
+                     if key in node})
+
+
+def reduce(cfg):
+    """A config for one step on the CPU; schedule, hooks, losses and pipelines stay what they are."""
+    reduce_model(cfg.model)
+    loaders = [cfg.train_dataloader, cfg.val_dataloader]
+    if cfg.default_scope != 'mmpretrain':                       # a classifier's last window needs the full size
+        for node in nodes([*loaders, cfg.model.data_preprocessor]):
+            for key in {'scale', 'scales', 'crop_size', 'size'} & set(node):
+                node[key] = shrink(node[key])
+    for node in nodes([*loaders, cfg.val_evaluator]):
+        if node.get('type') == 'CIFAR100':
+            node.type = 'e3va.datasets.cifar.SyntheticCIFAR100'
+        if node.get('type') == 'CocoDataset' and not node.get('data_root'):     # the demo's own data: any boxes will do
+            split = 'val' if node.get('test_mode') else 'train'
+            node.update(ann_file=f'data/coco/annotations/instances_{split}2017.json', metainfo=dict(classes=['person']),
+                        data_prefix=dict(img=f'data/coco/{split}2017/'))
+        if node.get('type') == 'CocoMetric' and not str(node.ann_file).startswith('data/'):
+            node.ann_file = 'data/coco/annotations/instances_val2017.json'
+    for loader in loaders:
+        loader.update(num_workers=0, batch_size=2)
+    cfg.train_cfg.val_interval = 1
+    cfg.visualizer.vis_backends = []
+    cfg.work_dir, cfg.log_level = 'work_dirs', 'ERROR'
+    return prepare(cfg)
+
+
+def shrink(size):
+    return max(1, size // SMALLER) if isinstance(size, int) else type(size)(map(shrink, size))

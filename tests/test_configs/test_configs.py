@@ -1,0 +1,186 @@
+"""Every file under configs/: it loads, names things that exist, and trains and validates one step at reduced width."""
+import copy
+import functools
+import gc
+import math
+import re
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+import yaml
+from mmengine.config import Config
+from mmengine.config import utils as config_utils
+from mmengine.hooks import Hook
+from mmengine.registry import MODELS
+from mmengine.runner import Runner
+
+import e3va  # noqa: F401 `mmseg::` and the prefix `e3va.` resolve
+from e3va.config import load_method
+from e3va.datasets import synthetic
+from e3va.methods import build_method
+
+from .reduce import reduce
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'configs').rglob('*.py'))
+METHODS = [name for name in FILES if name.startswith('configs/methods/')]
+RUNS = [name for name in FILES if name not in METHODS]
+
+# Lists of weights that the installed libraries do not quote: mmclassification's table of Swin from ImageNet-21k.
+PUBLIC = ['https://download.openmmlab.com/mmclassification/v0/swin-transformer/convert/swin-base_3rdparty_in21k.pth']
+
+
+index = functools.cache(config_utils.load)                     # `mmdet::` reads a hundred metafiles each time
+
+
+@functools.cache
+def read(name):
+    with mock.patch.object(config_utils, 'load', index):
+        return Config.fromfile(ROOT / name)
+
+
+def load(name):
+    return copy.deepcopy(read(name))
+
+
+# ---- what a file says
+
+@pytest.mark.parametrize('name', METHODS)
+def test_method_file_names_a_method(name):
+    cfg = load_method(Path(name).stem)
+    assert set(cfg) <= {'method', 'default_hooks', 'optim_wrapper'}
+    build_method(cfg.method)
+
+
+@pytest.mark.parametrize('name', RUNS)
+def test_backbone_resolves(name):
+    cfg = load(name)
+    backbone = cfg.model.backbone
+    with MODELS.switch_scope_and_registry(cfg.default_scope) as registry:
+        assert registry.get(backbone.type) is not None
+        assert registry.get(backbone.get('trunk', backbone.type)) is not None
+    if 'method' in backbone:
+        assert cfg.method == backbone.method                   # what the file shows is what is built
+        build_method(backbone.method)
+    if name.startswith('configs/_base_/'):
+        assert backbone.type == 'SwinTransformer' and 'method' not in cfg
+
+
+@pytest.mark.parametrize('name', [name for name in RUNS if name.startswith('configs/_base_/')])
+def test_neck_and_heads_have_the_trunks_widths(name):
+    model = load(name).model
+    width = model.backbone.get('embed_dims', 128)               # mmpretrain says arch='base'
+    widths = [width << i for i in range(4)]
+    given = [widths[i] for i in model.backbone.get('out_indices', [3])]
+    reader = model.neck if 'in_channels' in model.get('neck', {}) else model.get('decode_head', model.get('head'))
+    assert reader.in_channels in (given, given[-1])
+    assert model.get('auxiliary_head', dict(in_channels=widths[2])).get('in_channels') == widths[2]
+    assert [heads * 32 for heads in model.backbone.get('num_heads', [4, 8, 16, 32])] == widths
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_first_lines_say_how_to_run(name):
+    text = (ROOT / name).read_text()
+    header = text[:text.index('\n_base_') if '\n_base_' in text else text.index('\nmethod') if name in METHODS else 600]
+    assert header.startswith('#')
+    commands = re.findall(r'configs/\S+\.py', header)
+    assert all((ROOT / command).is_file() for command in commands)
+    if not name.startswith(('configs/methods/', 'configs/demo/')):
+        assert commands[0] == name
+        assert 'not measured' in header and 'Source:' in header
+
+
+@pytest.mark.parametrize('name', [name for name in RUNS if not name.startswith('configs/demo/')])
+def test_weights_are_public(name):
+    import mmdet
+    import mmpretrain
+    import mmseg
+    from timm.models import swin_transformer
+    url = load(name).model.backbone.init_cfg.checkpoint
+    places = [Path(swin_transformer.__file__)]
+    for library in (mmdet, mmseg, mmpretrain):
+        places += (Path(library.__file__).parent / '.mim' / 'configs').glob('swin*/*.py')
+    assert url in PUBLIC or any(url in place.read_text() for place in places)
+
+
+def test_metafile_names_the_files():
+    meta = yaml.safe_load((ROOT / 'configs/e3va/metafile.yml').read_text())
+    listed = [model['Config'] for model in meta['Models']]
+    assert sorted(listed) == [name for name in FILES if name.startswith('configs/e3va/')]
+    assert all(model['Name'] == Path(model['Config']).stem for model in meta['Models'])
+    assert {model['In Collection'] for model in meta['Models']} == {entry['Name'] for entry in meta['Collections']}
+    assert not any('Results' in model for model in meta['Models'])      # no number of ours is measured
+
+
+def test_readme_names_the_files():
+    text = (ROOT / 'configs/e3va/README.md').read_text()
+    links = re.findall(r'\]\(([^)]*\.py)\)', text)
+    assert links and all((ROOT / 'configs/e3va' / link).is_file() for link in links)
+    assert {str((ROOT / 'configs/e3va' / link).resolve().relative_to(ROOT)) for link in links} >= {
+        name for name in FILES if name.startswith('configs/e3va/')}
+
+
+# ---- one training and one validation step
+
+@pytest.fixture(scope='module')
+def generated(tmp_path_factory):
+    """Generated data under the paths that the configs name, in a folder of its own."""
+    root = tmp_path_factory.mktemp('configs')
+    synthetic.make_coco(root / 'data/coco', images=2, size=(96, 128), classes=1)
+    synthetic.make_voc(root / 'data/VOCdevkit', images=1)
+    synthetic.make_ade20k(root / 'data/ade/ADEChallengeData2016', images=2, size=(96, 128), classes=5)
+    synthetic.make_imagenet(root / 'data/imagenet', images=2, size=(64, 64), classes=2)
+    synthetic.make_cifar100(root / 'data/cifar100', images=2, classes=2)
+    gc.freeze()                                                 # each dataset collects garbage: not the libraries again
+    yield root
+    gc.unfreeze()
+
+
+class Watch(Hook):
+    """Stops the run after one training and one validation step, and keeps what they gave."""
+
+    priority = 'VERY_LOW'
+
+    def before_train(self, runner):
+        named = dict(runner.model.named_parameters())
+        self.trainable = {name for name, parameter in named.items() if parameter.requires_grad}
+        runner.optim_wrapper.optimizer.register_step_pre_hook(lambda *_: self.__dict__.update(
+            graded={name for name, parameter in named.items() if parameter.grad is not None}))
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.losses = {key: float(value) for key, value in outputs.items()}
+        runner.train_loop.stop_training = True
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.predictions = outputs
+
+    def after_val_epoch(self, runner, metrics=None):
+        self.metrics = metrics
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('name', RUNS)
+def test_trains_and_validates(name, generated, monkeypatch):
+    monkeypatch.chdir(generated)
+    monkeypatch.setattr(Runner, '_log_env', lambda *_: None)            # slow, and nobody reads it here: compilers and
+    monkeypatch.setattr(Config, 'pretty_text', property(str))           # drivers, and a yapf run over the whole config
+    cfg = reduce(load(name))
+    cfg.experiment_name = name.replace('/', '_')
+    torch.manual_seed(0)
+    runner, watch = Runner.from_cfg(cfg), Watch()
+    runner.register_hook(watch)
+    runner.train()
+
+    assert watch.losses['loss'] > 0 and all(map(math.isfinite, watch.losses.values()))
+    assert watch.graded == watch.trainable
+    if 'method' in cfg.model.backbone:
+        own = {key for key in watch.trainable if key.startswith('backbone.')}
+        norms = {key for key in own if re.match(r'backbone\.norm\d', key)}
+        assert norms < own and all(key.startswith('backbone.e3va.') for key in own - norms)
+        assert bool(norms) == cfg.method.get('train_out_norms', True)
+    given = [sample.get(key) for sample in watch.predictions for key in ('pred_instances', 'pred_sem_seg', 'pred_score')
+             if key in sample]
+    assert len(given) == len(watch.predictions) > 0
+    assert watch.metrics
