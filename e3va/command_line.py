@@ -73,8 +73,8 @@ def one_line_errors():
     except Exception as error:
         if not is_users(error):
             raise
-        if int(os.environ.get('RANK', 0)) == 0:
-            print(f'error: {message(error)}', file=sys.stderr)
+        # each process says it: the launcher ends the others as soon as one has ended
+        print(f'error: {message(error)}', file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -87,12 +87,16 @@ def message(error):
 
 
 def is_users(error):
-    """Whether an error is about the input: raised by our own code, a missing file or page, a type no registry knows."""
+    """Whether an error is about the input.
+
+    Raised by our own code, a missing file or page, or a registry's: a type that it does not know, an argument that the
+    type does not take.
+    """
     if isinstance(error, (FileNotFoundError, URLError)):
         return True
     frame = traceback.extract_tb(error.__traceback__)[-1]
     file, package = Path(frame.filename).resolve(), Path(__file__).resolve().parent
-    if isinstance(error, KeyError):
+    if isinstance(error, (KeyError, TypeError)):
         return file.parts[-3:-1] == ('mmengine', 'registry')
     ours = file.is_relative_to(package) or file.is_relative_to(package.parent / 'tools')
     return isinstance(error, ValueError) and ours and frame.line.startswith('raise ')

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.logging import print_log
 from mmengine.registry import OPTIM_WRAPPERS
 
 from .surgery import near
@@ -87,8 +89,9 @@ def apply_method(cfg, method_cfg):
                          'model around another model, tune the inner one in a child config: '
                          "backbone=dict(type='e3va.Tuned', trunk=..., method=...)")
     if backbone.type in TUNED:
-        raise ValueError(f'a method given twice: the config tunes its backbone by {dict(backbone.get("method") or {})}, and '
-                         f'--method asks for {dict(method_cfg.method)}; drop one of them')
+        raise ValueError('a method given twice: the config tunes its backbone by '
+                         f'{dict(backbone.get("method") or {})}, and --method asks for {dict(method_cfg.method)}; '
+                         'drop one of them')
     kind = backbone.type
     backbone.trunk = kind if isinstance(kind, str) else f'{kind.__module__.partition(".")[0]}.{kind.__name__}'
     backbone.type = 'e3va.Tuned'
@@ -116,12 +119,20 @@ def prepare(cfg):
     """Complete a config, in place, for this machine and for e3va; returns it.
 
     Tuned backbones get the hooks that report and that save the random state; mmpretrain's loaders get the defaults
-    that its own tools add; loaders without workers lose the options that torch refuses there.
+    that its own tools add; loaders without workers lose the options that torch refuses there; without a GPU a config
+    in mixed precision, which mmengine refuses there, trains in single precision, and says so.
     """
+    wrapper = cfg.get('optim_wrapper') or {}
+    if 'Amp' in str(wrapper.get('type')) and get_device() == 'cpu':
+        print_log(f'no GPU here: {wrapper.type} is replaced by its single-precision twin')
+        wrapper.type = wrapper.type.replace('Amp', '', 1)
+        for option in ('loss_scale', 'dtype', 'use_fsdp'):
+            wrapper.pop(option, None)
     if any(backbone.get('type') in TUNED for _, backbone in backbones(cfg.get('model'), 'model')):
-        hooks = cfg.setdefault('default_hooks', {})
-        hooks.setdefault('rng_state', dict(type='e3va.RngStateHook'))
-        hooks.setdefault('report', dict(type='e3va.ReportHook'))
+        ours = dict(rng_state=dict(type='e3va.RngStateHook'), report=dict(type='e3va.ReportHook'))
+        cfg.default_hooks = {**ours, **(cfg.get('default_hooks') or {})}
+        if cfg.get('optim_wrapper'):
+            cfg.optim_wrapper.setdefault('constructor', 'e3va.TunedOptimWrapperConstructor')
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(key)
         if not isinstance(loader, dict):

@@ -4,11 +4,14 @@ mmengine imports `locations` the first time that a prefixed type is looked up, s
 """
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT_CONSTRUCTORS
 from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope='e3va', locations=['e3va.tuned', 'e3va.trunks.timm_trunk'])
 HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='e3va', locations=['e3va.hooks'])
 OPTIM_WRAPPERS = Registry('optim_wrapper', parent=ROOT_OPTIM_WRAPPERS, scope='e3va', locations=['e3va.optim'])
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optim_wrapper_constructor', parent=ROOT_CONSTRUCTORS, scope='e3va', locations=['e3va.optim'])
 # Built by `METHODS.get(type)(**options)`: `METHODS.build` would look the type up in a library's scope and warn.
 METHODS = Registry('method', scope='e3va', locations=['e3va.methods', 'e3va.highway'])

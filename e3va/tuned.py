@@ -122,7 +122,8 @@ def tune(module, method, config=None):
     if family is None and method.needs_family:
         raise ValueError(f'{type(method).__name__} does not know the trunk {type(trunk).__module__}.'
                          f'{type(trunk).__name__}; it reads the stock classes of: {", ".join(FAMILIES)} (a subclass '
-                         'that changes the forward is not one of them). Full and Fixed take any trunk')
+                         "that changes the forward is not one of them; timm models enter a config as "
+                         "trunk='e3va.TimmTrunk'). Full and Fixed take any trunk")
     parts = FAMILIES.get(family)
     head = frozenset(name for name, _ in trunk.named_parameters()
                      if parts and parts.HEAD and re.fullmatch(parts.HEAD, name))

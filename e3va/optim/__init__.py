@@ -1,1 +1,4 @@
-"""Optimizer wrappers of methods that train a part of a tensor, and their AMP twins."""
+"""Optimizer wrappers of methods that train a part of a tensor, their AMP twins, and the constructor of all."""
+from .constructor import TunedOptimWrapperConstructor
+
+__all__ = ['TunedOptimWrapperConstructor']

@@ -9,7 +9,7 @@ ROLES = dict(
     proj=Role(r'blocks\.\d+\.attn\.proj'),
     fc1=Role(r'blocks\.\d+\.mlp\.(fc1|w12)'),
     fc2=Role(r'blocks\.\d+\.mlp\.(fc2|w3)'))
-HEAD = r'(head|head_dist|attn_pool)(\..*)?'
+HEAD = r'(head|head_dist)(\..*)?'
 
 
 def owns(trunk):

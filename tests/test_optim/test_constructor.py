@@ -1,0 +1,35 @@
+"""The constructor against mmengine's own: the same settings for every tensor, in fewer groups."""
+import torch
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+
+from tests.conftest import build
+
+
+def settings(wrapper, model):
+    own = set(model.parameters())                                       # mmengine adds one of its own, for the base rate
+    return {parameter: (group['lr'], group['weight_decay']) for group in wrapper.param_groups
+            for parameter in group['params'] if parameter in own}
+
+
+def test_same_settings_in_fewer_groups(caplog):
+    model = torch.nn.ModuleDict(dict(backbone=build('swin_mmdet', 'e3va'), head=torch.nn.Linear(2, 2)))
+    config = dict(
+        optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
+        paramwise_cfg=dict(bias_lr_mult=2., custom_keys=dict(norm=dict(decay_mult=0.), head=dict(lr_mult=0.1))))
+    lines = []
+    MMLogger.get_instance('constructor')
+    logger = MMLogger.get_current_instance()
+
+    def listen(record):
+        lines.append(record.getMessage())
+        return True
+    stock = build_optim_wrapper(model, config)
+    logger.handlers[0].addFilter(listen)
+    ours = build_optim_wrapper(model, dict(config, constructor='e3va.TunedOptimWrapperConstructor'))
+    logger.handlers[0].removeFilter(listen)
+    assert settings(ours, model) == settings(stock, model)
+    assert len(stock.param_groups) > 100 and len(ours.param_groups) == len(set(settings(stock, model).values())) + 1
+    frozen = sum(not parameter.requires_grad for parameter in model.parameters())
+    assert not [line for line in lines if 'is skipped' in line or 'paramwise_options' in line]
+    assert f'optimizer: {frozen} frozen tensors left out' in lines
