@@ -54,10 +54,10 @@ def load_method(name_or_file):
         ValueError: no such method (near names are shown), or a file that is not a method file.
     """
     path = Path(name_or_file)
-    if path.suffix != '.py' or not path.is_file():
+    if len(path.parts) == 1 and not (path.suffix == '.py' and path.is_file()):
         folder = configs_folder('e3va') / 'methods'
         path = folder / f'{path.name.removesuffix(".py")}.py'
-        if str(name_or_file) not in (path.name, path.stem) or not path.is_file():
+        if not path.is_file():
             names = sorted(file.stem for file in folder.glob('*.py'))
             raise ValueError(f'unknown method {str(name_or_file)!r}; {near(name_or_file, names, len(names))}. '
                              'A file is given by its path')

@@ -5,6 +5,6 @@
 # Expect: not measured by us. Paper, Table 2: box AP 52.2, mask AP 45.2; 1.80 M trained in the trunk, 9471 MB.
 # Source: Yin et al., ACM MM 2024, doi:10.1145/3664647.3680940, sections 3 and 4.1.
 # To edit: the task file for data, batch, rate and weights, the method file for the method's options.
-_base_ = ['../_base_/cascade_swin_l_coco.py', '../methods/e3va.py']
+_base_ = ['../_base_/tasks/coco_cascade_swin_l.py', '../methods/e3va.py']
 
 model = dict(backbone=dict(type='e3va.Tuned', trunk='SwinTransformer', method=_base_.method))

@@ -28,7 +28,8 @@ def reduce_model(model):
         backbone.update(dict(arch=thin) if 'arch' in backbone else thin)
         widths = {i: WIDTHS[i] for i in backbone.get('out_indices', [3])}
     for node in nodes({key: value for key, value in model.items() if key not in ('backbone', 'data_preprocessor')}):
-        for key in ('in_channels', 'out_channels', 'feat_channels', 'conv_out_channels', 'fc_out_channels', 'channels'):
+        for key in ('in_channels', 'out_channels', 'feat_channels', 'conv_out_channels', 'fc_out_channels', 'channels',
+                    'embed_dim'):
             if isinstance(node.get(key), int):
                 node[key] = NECK
             elif key in node:

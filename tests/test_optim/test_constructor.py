@@ -7,7 +7,7 @@ from tests.conftest import build
 
 
 def settings(wrapper, model):
-    own = set(model.parameters())                                       # mmengine adds one of its own, for the base rate
+    own = set(model.parameters())         # mmengine adds one of its own, for the base rate
     return {parameter: (group['lr'], group['weight_decay']) for group in wrapper.param_groups
             for parameter in group['params'] if parameter in own}
 

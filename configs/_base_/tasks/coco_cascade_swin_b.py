@@ -1,4 +1,4 @@
-# python tools/train.py configs/_base_/cascade_swin_b_coco.py --method e3va      or full, fixed, lora, a method file
+# python tools/train.py configs/_base_/tasks/coco_cascade_swin_b.py --method e3va    (or full, fixed, lora, a file)
 #
 # The task: instance segmentation on COCO, Cascade Mask R-CNN with Swin-B, 36 epochs. Names no method.
 # Expect: not measured by us. Paper (E3VA, Table 2), whole trunk tuned: box AP 51.9, mask AP 45.0.

@@ -1,4 +1,4 @@
-# python tools/train.py configs/_base_/upernet_swin_l_ade20k.py --method e3va    or full, fixed, lora, a method file
+# python tools/train.py configs/_base_/tasks/ade20k_upernet_swin_l.py --method e3va    (or full, fixed, lora, a file)
 #
 # The task: semantic segmentation on ADE20K, UPerNet with Swin-L, 160,000 iterations at 512x512. Names no method.
 # Expect: not measured by us. Paper (E3VA, Table 1): 52.10 mIoU with the whole trunk tuned, 46.84 with the trunk fixed.

@@ -1,9 +1,9 @@
-# python tools/train.py configs/_base_/cascade_swin_l_coco.py --method e3va      or full, fixed, lora, a method file
+# python tools/train.py configs/_base_/tasks/coco_cascade_swin_l.py --method e3va    (or full, fixed, lora, a file)
 #
 # The task: instance segmentation on COCO, Cascade Mask R-CNN with Swin-L, 36 epochs. Names no method.
 # Expect: not measured by us. The paper gives E3VA alone (Table 2): with 2 images on a 32 GB GPU nothing else fits.
 # Source: the Swin-B task with Swin-L's width and heads; Swin has published no such config for Swin-L.
-_base_ = './cascade_swin_b_coco.py'
+_base_ = './coco_cascade_swin_b.py'
 
 # ---- what one edits
 checkpoint = 'https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_large_patch4_window7_224_22k.pth'

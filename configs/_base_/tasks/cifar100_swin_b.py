@@ -1,4 +1,4 @@
-# python tools/train.py configs/_base_/swin_b_cifar100.py --method e3va          or full, fixed, lora, a method file
+# python tools/train.py configs/_base_/tasks/cifar100_swin_b.py --method e3va    (or full, fixed, lora, a file)
 #
 # The task: classification on CIFAR-100 shown at 224x224, Swin-B from IN-22K, 30 epochs. Names no method.
 # Expect: not measured by us. The E3VA paper has no classification.

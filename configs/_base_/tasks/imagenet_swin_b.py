@@ -1,4 +1,4 @@
-# python tools/train.py configs/_base_/swin_b_imagenet.py --method e3va          or full, fixed, lora, a method file
+# python tools/train.py configs/_base_/tasks/imagenet_swin_b.py --method e3va    (or full, fixed, lora, a file)
 #
 # The task: classification on ImageNet-1K, Swin-B from IN-22K, 30 epochs. Names no method.
 # Expect: not measured by us. The E3VA paper has no classification; Swin's authors reach 85.2 top-1 with the whole

@@ -1,4 +1,4 @@
-# python tools/train.py configs/_base_/retinanet_swin_l_voc.py --method e3va     or full, fixed, lora, a method file
+# python tools/train.py configs/_base_/tasks/voc_retinanet_swin_l.py --method e3va    (or full, fixed, lora, a file)
 #
 # The task: detection on Pascal VOC 07+12, RetinaNet with Swin-L, 12 epochs (4 over data repeated 3 times); no method.
 # Expect: not measured by us. Paper (E3VA, Table 1): 83.5 AP with the whole trunk tuned, 83.6 with the trunk fixed.

@@ -1,0 +1,90 @@
+# python tools/demo/run.py                         the tree crowns, every method, a table and a picture
+# python tools/demo/run.py --data VOC_OR_COCO      the same on your own boxes
+# python tools/train.py configs/demo/atss_vit-s.py --method e3va     after `python tools/demo/prepare.py`
+#
+# ATSS (Zhang et al., CVPR 2020, arXiv:1912.02424) on a ViT-S/14 in DINOv2's layout. What to expect: README.md here.
+import os
+
+cache = os.path.expanduser(os.environ.get('E3VA_CACHE', '~/.cache/e3va'))
+
+# ---- what one edits
+classes = ('tree', )
+data_root = f'{cache}/trees/'
+weights = f'{cache}/vit_s_focus.pth'
+shown = (280, 280)            # tiles of 224 px are shown at this size
+epochs = 8
+batch = 4
+rate = 2e-3                   # AdamW
+
+# ---- the detector
+default_scope = 'mmdet'
+custom_imports = dict(imports=['e3va.trunks.pyramid'])
+channels = 96
+norm = dict(type='GN', num_groups=32, requires_grad=True)
+model = dict(
+    type='ATSS',
+    data_preprocessor=dict(
+        type='DetDataPreprocessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True, pad_size_divisor=14),
+    backbone=dict(
+        type='e3va.TimmTrunk', name='vit_small_patch14_dinov2', out_indices=(5, 8, 11),
+        init_cfg=dict(type='Pretrained', checkpoint=weights)),
+    neck=[
+        # from three maps at stride 14 to strides 7, 14, 28
+        dict(type='e3va.Feature2Pyramid', embed_dim=384, rescales=[2, 1, 0.5]),
+        dict(type='ChannelMapper', in_channels=[384, 384, 384], out_channels=channels, kernel_size=1, norm_cfg=norm)],
+    bbox_head=dict(
+        type='ATSSHead', num_classes=len(classes), in_channels=channels, feat_channels=channels, stacked_convs=2,
+        norm_cfg=norm,
+        anchor_generator=dict(
+            type='AnchorGenerator', ratios=[1.0], octave_base_scale=4, scales_per_octave=1, strides=[7, 14, 28]),
+        bbox_coder=dict(
+            type='DeltaXYWHBBoxCoder', target_means=[.0, .0, .0, .0], target_stds=[0.1, 0.1, 0.2, 0.2]),
+        loss_cls=dict(type='FocalLoss', use_sigmoid=True, gamma=2.0, alpha=0.25, loss_weight=1.0),
+        loss_bbox=dict(type='GIoULoss', loss_weight=2.0),
+        loss_centerness=dict(type='CrossEntropyLoss', use_sigmoid=True, loss_weight=1.0)),
+    train_cfg=dict(
+        assigner=dict(type='ATSSAssigner', topk=9, ignore_iof_thr=0.5), allowed_border=-1, pos_weight=-1, debug=False),
+    test_cfg=dict(
+        nms_pre=1000, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.6), max_per_img=100))
+
+# ---- the data
+load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]
+resize = dict(type='Resize', scale=shown, keep_ratio=True)
+train_pipeline = [*load, resize, dict(type='RandomFlip', prob=0.5), dict(type='PackDetInputs')]
+test_pipeline = [*load, resize, dict(
+    type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))]
+train_dataloader = dict(
+    batch_size=batch, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=True),
+    batch_sampler=dict(type='AspectRatioBatchSampler'),
+    dataset=dict(
+        type='CocoDataset', metainfo=dict(classes=classes), ann_file=f'{data_root}train.json',
+        data_prefix=dict(img=f'{data_root}images/'), pipeline=train_pipeline,
+        filter_cfg=dict(filter_empty_gt=True, min_size=1)))
+val_dataloader = dict(
+    batch_size=4, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='CocoDataset', metainfo=dict(classes=classes), ann_file=f'{data_root}val.json',
+        data_prefix=dict(img=f'{data_root}images/'), test_mode=True, pipeline=test_pipeline))
+val_evaluator = dict(type='CocoMetric', ann_file=f'{data_root}val.json', metric='bbox')
+test_dataloader = val_dataloader
+test_evaluator = val_evaluator
+
+# ---- the schedule
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+optim_wrapper = dict(
+    type='OptimWrapper', optimizer=dict(type='AdamW', lr=rate, weight_decay=0.01), clip_grad=dict(max_norm=10))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=epochs, T_max=epochs, convert_to_iter_based=True)]
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'), logger=dict(type='LoggerHook', interval=10),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1), sampler_seed=dict(type='DistSamplerSeedHook'))
+env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0))
+log_processor = dict(type='LogProcessor', window_size=10, by_epoch=True)
+visualizer = dict(type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
+randomness = dict(seed=0)
+log_level = 'INFO'

@@ -1,0 +1,47 @@
+"""What a run says at its start about what trains and which weights arrived."""
+import logging
+import types
+
+import pytest
+
+from e3va.hooks import ReportHook
+from tests.conftest import build
+
+
+@pytest.fixture
+def said(caplog):
+    """(trunk) -> (infos, warnings) of the hook at the start of training."""
+    def start(trunk, moment='before_train'):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            getattr(ReportHook(), moment)(types.SimpleNamespace(model=trunk, logger=logging.getLogger('run')))
+        records = [record for record in caplog.records if record.name == 'run']
+        return tuple('\n'.join(r.getMessage() for r in records if r.levelno == level)
+                     for level in (logging.INFO, logging.WARNING))
+    return start
+
+
+def test_table_and_loads(said):
+    trunk = build('swin_mmdet', 'e3va')
+    trunk.load_state_dict(build('swin_mmdet').state_dict(), strict=False)
+    table, warnings = said(trunk)
+    trained = sum(p.numel() for p in trunk.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in trunk.parameters() if not p.requires_grad)
+    assert 'E3VA on SwinTransformer' in table
+    assert f' {trained:,} ' in table and f' {frozen:,} ' in table
+    assert f' {trained * 4 / 2 ** 20:.2f} ' in table and f' {frozen * 4 / 2 ** 20:.2f} ' in table
+    stock = len(build('swin_mmdet').state_dict())
+    added = len(trunk.state_dict()) - stock
+    assert f'{stock} matched, 0 missing, 0 unexpected' in table
+    assert f'added by the method: 0 matched, {added} missing' in table
+    assert not warnings
+
+
+@pytest.mark.parametrize('moment', ['before_train', 'before_test'])
+@pytest.mark.parametrize('method', ['e3va', 'lora', 'fixed'])
+def test_random_frozen_trunk_is_warned_of(said, method, moment):
+    assert 'RANDOM TRUNK' in said(build('swin_mmdet', method), moment)[1]
+
+
+def test_full_fine_tuning_from_scratch_is_not(said):
+    assert not said(build('swin_mmdet', 'full'))[1]

@@ -1,0 +1,327 @@
+"""Runs of two epochs through tools/train.py and tools/test.py, on stock configs of reduced width and generated data."""
+import importlib.util
+import json
+import os
+import pickle
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import _load_checkpoint
+from mmengine.utils import ManagerMixin
+
+from e3va.datasets import synthetic
+
+ROOT = Path(__file__).parents[2]
+SWIN = 'depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8]'
+COMMON = '''
+train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False)
+val_dataloader = dict(batch_size=1, num_workers=0, persistent_workers=False)
+test_dataloader = dict(batch_size=1, num_workers=0, persistent_workers=False)
+optim_wrapper = dict(optimizer=dict(lr=3e-3))
+param_scheduler = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=3)]
+default_hooks = dict(logger=dict(interval=1))
+log_processor = dict(window_size=1)
+randomness = dict(seed=0)
+'''
+DETECTION = f'''
+model = dict(
+    backbone=dict(embed_dims=24, {SWIN}, init_cfg=None),
+    neck=dict(in_channels=CHANNELS, out_channels=32))
+train_cfg = dict(max_epochs=2)
+train_dataloader = dict(dataset=dict(data_root='data/coco/', pipeline=[
+    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=MASK),
+    dict(type='Resize', scale=(96, 64), keep_ratio=True), dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs')]))
+val_dataloader = dict(dataset=dict(data_root='data/coco/', pipeline=[
+    dict(type='LoadImageFromFile'), dict(type='Resize', scale=(96, 64), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=MASK),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))]))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file='data/coco/annotations/instances_val2017.json')
+test_evaluator = val_evaluator
+'''
+# kind: (method, the stock config, what makes it small)
+KINDS = dict(
+    detection=('e3va', 'mmdet::swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py',
+               DETECTION.replace('CHANNELS', '[48, 96, 192]').replace('MASK', 'False') + '''
+model['bbox_head'] = dict(in_channels=32, feat_channels=32, stacked_convs=1)
+'''),
+    instances=('lora', 'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py',
+               DETECTION.replace('CHANNELS', '[24, 48, 96, 192]').replace('MASK', 'True') + '''
+model['rpn_head'] = dict(in_channels=32, feat_channels=32)
+model['roi_head'] = dict(
+    bbox_roi_extractor=dict(out_channels=32), bbox_head=dict(in_channels=32, fc_out_channels=32),
+    mask_roi_extractor=dict(out_channels=32), mask_head=dict(num_convs=1, in_channels=32, conv_out_channels=32))
+'''),
+    semantic=('e3va', 'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py', f'''
+model = dict(
+    data_preprocessor=dict(size=(64, 64)), backbone=dict(embed_dims=24, {SWIN}, init_cfg=None),
+    decode_head=dict(in_channels=[24, 48, 96, 192], channels=32),
+    auxiliary_head=dict(in_channels=96, channels=32))
+train_cfg = dict(max_iters=8, val_interval=4)
+train_dataloader = dict(dataset=dict(data_root='data/ade', pipeline=[
+    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='RandomCrop', crop_size=(64, 64), cat_max_ratio=0.75), dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'), dict(type='PackSegInputs')]))
+val_dataloader = dict(dataset=dict(data_root='data/ade', pipeline=[
+    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='PackSegInputs')]))
+test_dataloader = val_dataloader
+default_hooks = dict(checkpoint=dict(interval=4))
+'''),
+    classification=('e3va', 'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py', '''
+model = dict(
+    backbone=dict(arch=dict(_delete_=True, embed_dims=24, depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8]),
+                  img_size=64, pad_small_map=True, init_cfg=dict(type='Pretrained', checkpoint='trunk.pth')),
+    head=dict(in_channels=192))
+train_cfg = dict(max_epochs=2)
+train_dataloader = dict(dataset=dict(data_root='data/imagenet', pipeline=[
+    dict(type='LoadImageFromFile'), dict(type='RandomResizedCrop', scale=64), dict(type='RandomFlip', prob=0.5),
+    dict(type='RandAugment', policies='timm_increasing', num_policies=2, total_level=10, magnitude_level=9),
+    dict(type='PackInputs')]))
+val_dataloader = dict(dataset=dict(data_root='data/imagenet', pipeline=[
+    dict(type='LoadImageFromFile'), dict(type='Resize', scale=64), dict(type='PackInputs')]))
+test_dataloader = val_dataloader
+default_hooks = dict(delta=dict(type='e3va.DeltaHook'))
+'''))
+
+
+def tool(name):
+    """A file of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(f'tools_{name}', ROOT / 'tools' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+train, test = tool('train'), tool('test')
+
+
+def run(tool, *argv):
+    """A run of a tool in this process, as if in one of its own: mmengine keeps its visualizers and loggers by name."""
+    kinds = [ManagerMixin]
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        if '_instance_dict' in vars(kind):
+            kind._instance_dict.clear()
+    return tool.main([str(arg) for arg in argv])
+
+
+def stock(config):
+    """The stock library's own model of a config."""
+    cfg = Config.fromfile(config)
+    with MODELS.switch_scope_and_registry(cfg.default_scope) as registry:
+        return registry.build(cfg.model)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Small data sets where the configs look for them, and a config of each kind."""
+    folder = tmp_path_factory.mktemp('train')
+    synthetic.make_coco(folder / 'data/coco', images=8, size=(64, 96), classes=3)
+    synthetic.make_ade20k(folder / 'data/ade', images=8, size=(64, 96), classes=3)
+    synthetic.make_imagenet(folder / 'data/imagenet', images=8, size=(64, 64), classes=3)
+    for kind, (_, base, text) in KINDS.items():
+        (folder / f'{kind}_task.py').write_text(f'_base_ = {base!r}\n{text}')
+        (folder / f'{kind}.py').write_text(f"_base_ = './{kind}_task.py'\n{COMMON}")
+    torch.save(stock(folder / 'classification.py').backbone.state_dict(), folder / 'trunk.pth')
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+@pytest.fixture(scope='module')
+def finished(folder):
+    """kind -> work dir of its finished run of two epochs."""
+    done = {}
+
+    def finish(kind):
+        if kind not in done:
+            done[kind] = folder / 'runs' / kind
+            run(train, f'{kind}.py', '--method', KINDS[kind][0], '--work-dir', done[kind])
+        return done[kind]
+    return finish
+
+
+def rows(work_dir):
+    """What the latest run in a work dir logged, a dict a row."""
+    file = max(work_dir.glob('*/vis_data/scalars.json'))
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def epochs(work_dir):
+    """The two checkpoints of a run, as paths and as mmengine reads them."""
+    paths = [work_dir / f'epoch_{i}.pth' for i in (1, 2)]
+    if not paths[0].exists():
+        paths = [work_dir / f'iter_{i}.pth' for i in (4, 8)]
+    return paths, [_load_checkpoint(str(path), map_location='cpu') for path in paths]
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_two_epochs(finished, kind):
+    """The loss falls, the method and the head move, and of the trunk nothing but E3VA's norms does."""
+    work_dir = finished(kind)
+    losses = [row['loss'] for row in rows(work_dir) if 'loss' in row]
+    assert len(losses) == 8 and all(0 < loss < float('inf') for loss in losses)
+    assert sum(losses[4:]) < sum(losses[:4])
+
+    before, after = (checkpoint['state_dict'] for checkpoint in epochs(work_dir)[1])
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    keys = set(stock(f'{kind}.py').state_dict())
+    trunk = {name.removeprefix('backbone.') for name in moved & keys if name.startswith('backbone.')}
+    assert all(re.fullmatch(r'norm\d\.(weight|bias)', name) for name in trunk)
+    assert bool(trunk) == (KINDS[kind][0] == 'e3va')
+    assert any(name.startswith('backbone.') for name in moved - keys)
+    assert any(not name.startswith('backbone.') for name in moved)
+
+
+def test_the_trunk_is_the_file_s(finished, folder):
+    after = epochs(finished('classification'))[1][1]['state_dict']
+    given = torch.load(folder / 'trunk.pth')
+    trained = {name for name in given if name.startswith('norm')}
+    assert len(trained) == 2
+    assert all(torch.equal(value, after[f'backbone.{name}']) for name, value in given.items() if name not in trained)
+
+
+@pytest.mark.parametrize('kind', ['instances', 'semantic'])   # epochs and iterations; DropPath, dropout, random crops
+def test_resume_is_exact(finished, folder, kind):
+    """A run that was interrupted after its first checkpoint ends as the run that was not, bit for bit."""
+    paths, (_, whole) = epochs(finished(kind))
+    resumed = folder / 'runs' / f'{kind}_resumed'
+    resumed.mkdir()
+    (resumed / 'last_checkpoint').write_text(str(shutil.copy(paths[0], resumed)))
+    run(train, f'{kind}.py', '--method', KINDS[kind][0], '--work-dir', resumed, '--resume')
+    again = epochs(resumed)[1][1]
+    assert len(rows(resumed)) < len(rows(finished(kind)))
+    assert all(torch.equal(whole['state_dict'][name], again['state_dict'][name]) for name in whole['state_dict'])
+    for number, moments in whole['optimizer']['state'].items():
+        assert all(torch.equal(moments[name], again['optimizer']['state'][number][name])
+                   for name in ('exp_avg', 'exp_avg_sq'))
+    assert whole['param_schedulers'] == again['param_schedulers']
+
+
+@pytest.mark.parametrize('kind, checkpoint, metric', [
+    ('instances', '{}/epoch_2.pth', 'coco/bbox_mAP'),
+    ('semantic', '{}/iter_8.pth', 'mIoU'),
+    ('classification', '{}/epoch_2.pth', 'accuracy/top5'),
+    ('classification', 'e3va://{}/delta_epoch_2.safetensors', 'accuracy/top5')])
+def test_testing_gives_the_last_validation(finished, tmp_path, kind, checkpoint, metric):
+    """tools/test.py measures what the run's last validation measured, and writes the predictions."""
+    work_dir = finished(kind)
+    out = tmp_path / ('maps' if kind == 'semantic' else 'predictions.pkl')
+    run(test, f'{kind}.py', checkpoint.format(work_dir), '--method', KINDS[kind][0], '--work-dir', tmp_path,
+        '--out', out)
+    validated = [row for row in rows(work_dir) if metric in row][-1]
+    tested = json.loads(next(tmp_path.glob('*/*.json')).read_text())
+    assert tested[metric] == validated[metric]
+    assert len(list(out.iterdir()) if out.is_dir() else pickle.loads(out.read_bytes())) == 8
+
+
+@pytest.mark.parametrize('kind, checkpoint', [
+    ('instances', 'epoch_2.pth'), ('semantic', 'iter_8.pth'), ('classification', 'epoch_2.pth')])
+def test_painting(finished, tmp_path, kind, checkpoint):
+    """Every image is painted, wherever the library puts it."""
+    checkpoint = finished(kind) / checkpoint
+    run(test, f'{kind}.py', checkpoint, '--method', KINDS[kind][0], '--work-dir', tmp_path / 'run', '--show-dir',
+        tmp_path / 'show')
+    assert len([path for path in tmp_path.rglob('*') if path.suffix in ('.jpg', '.png')]) == 8
+
+
+@pytest.mark.parametrize('kind, checkpoint, model', [
+    ('detection', 'epoch_2.pth', 'DetTTAModel'), ('semantic', 'iter_8.pth', 'SegTTAModel'),
+    ('classification', 'epoch_2.pth', 'AverageClsScoreTTA')])
+def test_test_time_augmentation(finished, tmp_path, monkeypatch, kind, checkpoint, model):
+    """The library's own test-time model sees every image."""
+    seen = []
+    testing = Runner.test
+    monkeypatch.setattr(Runner, 'test', lambda runner: (seen.append(runner), testing(runner)))
+    checkpoint = finished(kind) / checkpoint
+    run(test, f'{kind}.py', checkpoint, '--method', KINDS[kind][0], '--work-dir', tmp_path, '--tta', '--out',
+        tmp_path / ('maps' if kind == 'semantic' else 'predictions.pkl'))
+    assert type(seen[0].model).__name__ == model
+    assert len(list((tmp_path / 'maps').iterdir()) if kind == 'semantic' else
+               pickle.loads((tmp_path / 'predictions.pkl').read_bytes())) == 8
+
+
+WRONG = {                                                       # arguments after `detection.py`: part of the message
+    '--method e4va': "unknown method 'e4va'; near: e3va",
+    '--cfg-options load_from=other.pth --method e3va': 'no entry of the trunk',
+    '--cfg-options model.backbone.out_indices=(1,2,4) --method e3va': 'give numbers from 0 to 3',
+    '--cfg-options model.backbone.method.rank=0 --method e3va': 'rank must be an integer of at least 1',
+    '--cfg-options model.backbone.method.rank=2.5 --method e3va': 'rank must be an integer of at least 1',
+    '--cfg-options model.backbone.type=ResNet': "unexpected keyword argument 'embed_dims'",
+    '--cfg-options model.type=RetinaNetz': 'RetinaNetz is not in the mmdet::model registry',
+    '--work-dir detection.py/below': 'the work dir detection.py/below cannot be written',
+    '--resume gone.pth': 'load_from: there is no checkpoint gone.pth',
+    '--cfg-options auto_scale_lr=None --auto-scale-lr': '--auto-scale-lr needs auto_scale_lr',
+    '--launcher slurm': '--launcher slurm needs GPUs',
+    '--amp': 'needs a GPU',
+}
+
+
+@pytest.mark.parametrize('arguments', WRONG)
+def test_wrong_input_is_one_line(folder, capsys, arguments):
+    if arguments in ('--launcher slurm', '--amp') and torch.cuda.is_available():
+        pytest.skip('right on this machine')
+    torch.save(dict(state_dict={'unrelated.weight': torch.ones(1)}), 'other.pth')
+    defaults = [] if '--work-dir' in arguments else ['--work-dir', 'runs/wrong']
+    with pytest.raises(SystemExit) as ended:
+        run(train, 'detection.py', *defaults, *arguments.split())
+    assert ended.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith('error: ') and WRONG[arguments] in error
+
+
+def test_wrong_input_in_a_process_of_its_own(folder):
+    """Nothing but the one line reaches stderr."""
+    ended = subprocess.run([sys.executable, ROOT / 'tools/train.py', 'detection.py', '--method', 'e4va'],
+                           capture_output=True, text=True, env=environment())
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines() == [ended.stderr.strip()] and ended.stderr.startswith('error: unknown method')
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def broken(self):
+        raise ValueError('a bug')                                   # raised here, not in e3va
+
+    monkeypatch.setattr('mmengine.runner.Runner.train', broken)
+    with pytest.raises(ValueError, match='a bug'):
+        run(train, 'detection.py', '--work-dir', 'runs/wrong')
+
+
+def environment():
+    """Of a tool that is started from this environment, also where e3va is not installed."""
+    return dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1',
+                PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']]))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='the processes would share GPUs')
+def test_two_processes(folder):
+    """Two CPU processes train under gloo, validate together, and say what became of SyncBN."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    ended = subprocess.run(
+        ['bash', ROOT / 'tools/dist_train.sh', 'semantic.py', '2', '--method', 'e3va', '--work-dir', 'runs/two',
+         '--cfg-options', 'train_cfg.max_iters=4'],
+        capture_output=True, text=True, env=dict(environment(), PORT=str(port)))
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stdout.count('SyncBN needs one and is replaced by BN') == 1
+    work_dir = folder / 'runs/two'
+    losses = [row['loss'] for row in rows(work_dir) if 'loss' in row]
+    assert len(losses) == 4 and all(0 < loss < float('inf') for loss in losses)
+    assert any('mIoU' in row for row in rows(work_dir))
+    assert (work_dir / 'iter_4.pth').exists()

@@ -1,0 +1,138 @@
+"""One run of the demo: a detector trained under one method with one seed, its scores, its cost, its predictions."""
+import contextlib
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.runner import Runner, find_latest_checkpoint
+from progress import ProgressHook
+
+import e3va
+from e3va.config import apply_method, load_config, load_method, prepare
+from e3va.cost.saved import saved_bytes
+
+CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'demo' / 'atss_vit-s.py'
+LONGEST = 336                            # px at which the longest side of a user's image is shown
+PICTURED = 3                             # validation images in the picture
+
+
+def task_config(found=None, epochs=None):
+    """The demo's config, on a user's data where `found` (of `folder.read_folder`) is given.
+
+    There the longest side of an image is shown at `LONGEST` px and there is a test score where there is a test split.
+    """
+    cfg = load_config(CONFIG)
+    if found:
+        classes = tuple(found['classes'])
+        cfg.model.bbox_head.num_classes = len(classes)
+        for split in ('train', 'val', 'test'):
+            file, images = found.get(split, found['val'])
+            dataset = cfg[f'{split}_dataloader'].dataset
+            dataset.update(ann_file=file, data_prefix=dict(img=images), metainfo=dict(classes=classes))
+            next(step for step in dataset.pipeline if step.type == 'Resize').scale = (LONGEST, LONGEST)
+            if split != 'train':
+                cfg[f'{split}_evaluator'].ann_file = file
+    if epochs:
+        cfg.train_cfg.max_epochs = cfg.train_cfg.val_interval = epochs
+        cfg.param_scheduler[-1].end = cfg.param_scheduler[-1].T_max = epochs
+    return cfg
+
+
+def run(cfg, method, seed, work_dir, console):
+    """Train and score one method; the logs go to `work_dir`/log.txt.
+
+    Returns:
+        dict: `ap` and `ap50` by split in percent, `trained` parameters of the trunk and method, `saved_mib` of one
+        training step, `train_s` of all training steps, `predictions` for the picture.
+    """
+    work_dir = Path(work_dir)
+    work_dir.mkdir(parents=True, exist_ok=True)
+    cfg = prepare(apply_method(cfg, load_method(method)))
+    cfg.work_dir, cfg.randomness.seed, cfg.experiment_name = str(work_dir), seed, work_dir.name
+    cfg.train_cfg.val_begin = cfg.train_cfg.max_epochs + 1               # scored below, once
+    with open(work_dir / 'log.txt', 'a') as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        checkpoint = find_latest_checkpoint(str(work_dir))
+        if checkpoint:                                                   # an interrupted run goes on
+            cfg.resume, cfg.load_from = True, checkpoint
+        runner = Runner.from_cfg(cfg)
+        runner.register_hook(ProgressHook(console, f'{method}, seed {seed}'))
+        runner.train()
+        splits = dict(val=runner.val())
+        if cfg.test_evaluator.ann_file != cfg.val_evaluator.ann_file:
+            splits['test'] = runner.test()
+        times, _ = runner.message_hub.get_scalar('train/time').data
+        # a detector that finds nothing at all has no score in mmdet: that is 0
+        return dict(
+            ap={split: 100 * scores.get('coco/bbox_mAP', 0) for split, scores in splits.items()},
+            ap50={split: 100 * scores.get('coco/bbox_mAP_50', 0) for split, scores in splits.items()},
+            trained=e3va.report(runner.model)['trained'], saved_mib=saved_mib(runner), train_s=float(times.sum()),
+            predictions=predictions(runner))
+
+
+def saved_mib(runner):
+    """Activations that one training step saves for backward, in MiB: the first images of the training set."""
+    model, dataset = runner.model.train(), runner.train_dataloader.dataset
+    batch = pseudo_collate([dataset[i] for i in range(min(runner.train_dataloader.batch_size or 4, len(dataset)))])
+    data = model.data_preprocessor(batch, True)
+    return saved_bytes(lambda: model(**data, mode='loss'), model) / 2 ** 20
+
+
+def predictions(runner):
+    """For some validation images the true boxes, and as many of the model's most certain ones, in px of the file.
+
+    Returns:
+        list of dict: image, true and predicted: lists of [label, x1, y1, x2, y2].
+    """
+    model, dataset = runner.model.eval(), runner.val_dataloader.dataset
+    boxed = [i for i in range(len(dataset)) if boxes(dataset, i)] or list(range(len(dataset)))
+    out = []
+    for i in sorted({boxed[k * (len(boxed) - 1) // max(PICTURED - 1, 1)] for k in range(PICTURED)}):
+        true = boxes(dataset, i)
+        with torch.no_grad():
+            found = model.test_step(pseudo_collate([dataset[i]]))[0].pred_instances.cpu()
+        best = found.scores.argsort(descending=True)[:len(true)]
+        out.append(dict(image=dataset.get_data_info(i)['img_path'], true=true, predicted=[
+            [int(label), *map(float, box)] for label, box in zip(found.labels[best], found.bboxes[best])]))
+    return out
+
+
+def boxes(dataset, i):
+    return [[item['bbox_label'], *item['bbox']] for item in dataset.get_data_info(i)['instances']
+            if not item['ignore_flag']]
+
+
+def rows(task, method, seed, cfg, result):
+    """The measured rows of one run, a dict for each split that was scored."""
+    common = dict(
+        task=task, method=method, seed=seed, metric='AP', epochs=cfg.train_cfg.max_epochs,
+        shown=shown(cfg), trained=result['trained'], saved_mib=round(result['saved_mib'], 2),
+        train_s=round(result['train_s'], 1), commit=commit(), command=shlex.join(['python', *sys.argv]),
+        device=device())
+    return [dict(common, split=split, value=round(ap, 2), ap50=round(result['ap50'][split], 2))
+            for split, ap in result['ap'].items()]
+
+
+def shown(cfg):
+    """Px at which the longest side of an image is shown."""
+    return max(next(step for step in cfg.train_dataloader.dataset.pipeline if step.type == 'Resize').scale)
+
+
+def device():
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    count = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    return f'{count}-core CPU'
+
+
+def commit():
+    """Short hash of the checkout, or None outside of one (and before its first commit)."""
+    try:
+        done = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=CONFIG.parent, text=True,
+                              capture_output=True)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

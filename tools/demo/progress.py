@@ -1,0 +1,34 @@
+"""One progress bar a run: mmengine's hook says when, rich draws. Where the output is no terminal, a line an epoch."""
+from mmengine.hooks import Hook
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class ProgressHook(Hook):
+    """Show `title`, the epoch, the loss and the time left of a training run on `console`."""
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, console, title):
+        self.console, self.title = console, title
+        self.bar = Progress(
+            TextColumn('{task.description}'), BarColumn(), TextColumn('{task.completed}/{task.total} steps'),
+            TextColumn('loss {task.fields[loss]}'), TimeElapsedColumn(), TimeRemainingColumn(),
+            console=console, disable=not console.is_terminal)
+
+    def before_train(self, runner):
+        self.bar.start()
+        self.task = self.bar.add_task(self.title, total=runner.max_iters, completed=runner.iter, loss='-')
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.bar.update(self.task, completed=runner.iter + 1, loss=f'{outputs["loss"].item():.2f}')
+
+    def after_train_epoch(self, runner):
+        if not self.console.is_terminal:
+            loss = runner.message_hub.get_scalar('train/loss').mean(len(runner.train_dataloader))
+            self.console.print(f'{self.title}: epoch {runner.epoch + 1} of {runner.max_epochs}, loss {loss:.2f}')
+
+    def before_val(self, runner):
+        self.bar.stop()
+
+    def after_train(self, runner):
+        self.bar.stop()

@@ -1,0 +1,149 @@
+#!/usr/bin/env bash
+# Make .venv and install the tested stack into it (tools/constraints.txt). Called by quickstart.sh and run_tests.sh.
+# Safe to interrupt and to repeat: .venv/steps lists the finished steps, .venv/setup.log holds the output of the last.
+# PYTHON=/path/to/python3.11 chooses the interpreter; a torch that is in .venv already is kept.
+set -u
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=$root/.venv
+python=$venv/bin/python
+packages=$venv/lib/python3.11/site-packages
+log=$venv/setup.log
+steps=$venv/steps
+constraints=$root/tools/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_USER=0
+
+exec 3>&2    # an interrupt may come while a step's output goes to the log
+stop() {
+    echo "setup: $*" >&3
+    exit 1
+}
+trap 'stop "interrupted; the next start goes on from here"' INT TERM
+
+# ---- What the machine must have ------------------------------------------------------------------------------------
+
+is_python_311() {
+    "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null
+}
+
+find_python() {
+    local candidate names=(python3.11 python3 python)
+    [ -z "${PYTHON:-}" ] || names=("$PYTHON")
+    for candidate in "${names[@]}"; do
+        base=$(command -v "$candidate") && is_python_311 "$base" && return
+    done
+    stop "Python 3.11 is needed, and none of these is one: ${names[*]};" \
+        'install it (apt install python3.11-venv python3.11-dev) or name it with PYTHON=/path/to/python3.11'
+}
+
+free_gb() {
+    df -Pk "$root" | awk 'NR == 2 { print int($4 / 1048576) }'
+}
+
+check_machine() {
+    local include
+    find_python
+    "$base" -c 'import ensurepip, venv' 2>/dev/null ||
+        stop "$base has no venv module: install it (apt install python3.11-venv)"
+    [ ! -e "$python" ] || is_python_311 "$python" || stop "$venv is not of Python 3.11: move it away and start again"
+    if ! compgen -G "$packages/mmcv/_ext*" >/dev/null; then
+        echo '#include <vector>' | "${CXX:-c++}" -x c++ -std=c++17 -fsyntax-only - 2>/dev/null ||
+            stop "a C++17 compiler is needed, and ${CXX:-c++} is none: install one (apt install g++)"
+        include=$("$base" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
+        [ -e "$include/Python.h" ] ||
+            stop "$base has no headers ($include/Python.h): install them (apt install python3.11-dev)"
+        [ "$(free_gb)" -ge 6 ] ||
+            stop "6 GB of free disk are needed, and $root has $(free_gb) GB: make room and start again"
+    fi
+}
+
+# ---- How a step runs -----------------------------------------------------------------------------------------------
+
+# step MESSAGE COMMAND...: run the command, unless this line of .venv/steps says that it was done.
+# A changed command is run again, and so are the steps after it, which were built on it.
+step() {
+    local message=$1 began=$SECONDS
+    shift
+    number=$((number + 1))
+    [ "$(sed -n "${number}p" "$steps" 2>/dev/null)" = "$*" ] && return
+    if [ -z "$base" ]; then
+        check_machine
+        echo "Setting up $venv: about 15 minutes on two cores when nothing is there yet (details: $log)"
+        mkdir -p "$venv" && touch "$steps" || stop "$venv cannot be written"
+    fi
+    echo "[$number/7] $message"
+    sed -i "$number,\$d" "$steps"
+    "$@" >"$log" 2>&1 || explain "$message"
+    echo "$*" >>"$steps"
+    echo "      done in $((SECONDS - began)) s"
+}
+
+explain() {
+    if grep -q 'No space left on device' "$log" || [ "$(free_gb)" -eq 0 ]; then    # a full disk may empty the log, too
+        stop "no space is left on the disk ($1): make room and start again. Log: $log"
+    elif tail -n 5 "$log" | grep -qE 'ConnectionError|Timeout|ProxyError|SSLError|No matching distribution'; then
+        stop "pip gets no answer or no such package from its index ($1): check network and proxy. Log: $log"
+    fi
+    tail -n 10 "$log" >&2
+    stop "failed: $1. Log: $log"
+}
+
+pip_install() {
+    local info
+    # pip writes INSTALLER when a package is complete: without it an earlier start was interrupted there.
+    for info in "$packages"/*.dist-info; do
+        [ -e "$info/INSTALLER" ] || rm -rf "$info"
+    done
+    PATH=$venv/bin:$PATH "$python" -m pip install --constraint "$constraints" "$@"
+}
+
+# ---- The steps -----------------------------------------------------------------------------------------------------
+
+make_venv() {
+    is_python_311 "$python" || rm -f "$venv"/bin/python*    # links to a Python that is gone
+    "$base" -m venv "$venv"
+}
+
+# A GPU is used where mmcv's operators can be compiled for it; anywhere else the CPU build saves several GB. It is
+# looked for where pip is configured to look, then at PyTorch's; the index's own build runs on a CPU, too.
+install_torch() {
+    local torch=torch==$1 torchvision=torchvision==$2
+    "$python" -c 'import torch, importlib.metadata as m; m.version("torch"); m.version("torchvision")' && return
+    if nvidia-smi && command -v nvcc; then
+        pip_install "$torch" "$torchvision"
+    else
+        pip_install "$torch+cpu" "$torchvision" ||
+            pip_install "$torch+cpu" "$torchvision+cpu" --extra-index-url https://download.pytorch.org/whl/cpu ||
+            pip_install "$torch" "$torchvision"
+    fi
+}
+
+# Without build isolation, or the build sees no torch and leaves the operators out without a word. A wheel in pip's
+# cache may have been built so, or against another torch: what does not load is built again.
+install_mmcv() {
+    export MAX_JOBS=${MAX_JOBS:-$(nproc)}
+    pip_install --no-build-isolation "$@" || return
+    "$python" -c 'import mmcv.ops' || pip_install --no-build-isolation --no-cache-dir --force-reinstall --no-deps "$@"
+}
+
+check_imports() {
+    (cd / && "$python" -c 'import e3va, mmcv.ops, mmdet.apis, mmseg.apis, mmpretrain, timm, onnx, pytest')
+}
+
+if command -v flock >/dev/null; then
+    exec 9<"${BASH_SOURCE[0]}"
+    flock -n 9 || { echo 'Another set-up of this folder is running: waiting for it'; flock 9; }
+fi
+number=0
+base=
+"$python" -c 'pass' 2>/dev/null || rm -f "$steps"
+step 'make the virtual environment (10 s)' make_venv "$root" "$(cksum <"$constraints")"
+step 'install torch (2 min)' install_torch 2.13.0 0.28.0
+step 'install numpy, opencv and build tools (1 min)' \
+    pip_install numpy opencv-python onedl-mmengine psutil ninja wheel setuptools
+step "compile mmcv's operators (10 min on two cores, 1 min when pip has them in its cache)" install_mmcv onedl-mmcv
+step 'install mmdetection, mmsegmentation, mmpretrain, timm and test tools (3 min)' \
+    pip_install onedl-mmdetection onedl-mmsegmentation onedl-mmpretrain timm safetensors rich matplotlib \
+    pytest pytest-timeout onnx
+step 'install e3va (10 s)' pip_install --no-deps --no-build-isolation --editable "$root"
+step 'check that everything imports (20 s)' check_imports
+echo "$venv is ready"
