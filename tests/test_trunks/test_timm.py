@@ -31,8 +31,10 @@ def test_classifiers(name, method):
     stock, tuned = make(name), e3va.tune(make(name), method)
     x = torch.randn(2, 3, *stock.patch_embed.img_size)
     stock.eval(), tuned.eval()
-    with torch.no_grad():                                               # with gradients torch takes another attention
-        assert torch.equal(stock(x), tuned(x))
+    with torch.no_grad():
+        # torch picks the kernel of an attention pooling by what requires gradients, frozen ones round otherwise
+        limit = 1e-6 if 'siglip' in name else 0
+        assert (stock(x) - tuned(x)).abs().max() <= limit
     assert set(stock.state_dict()) <= set(tuned.state_dict())
     tuned.train()
     tuned(x).square().mean().backward()
