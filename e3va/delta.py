@@ -1,12 +1,12 @@
 """What training changed: extract it, save it, load it onto the right trunk, merge it."""
 import copy
-import hashlib
 
 import torch
 from mmengine.config import ConfigDict
 from mmengine.runner import CheckpointLoader
 
 from . import delta_file, loading
+from .delta_file import fingerprint
 from .layers import DeltaLinear
 from .surgery import replace, unbind
 from .tuned import find_tuned
@@ -40,15 +40,6 @@ def frozen(trunk):
     buffers = dict(trunk.named_buffers())
     return {name: state[name] for name in trunk.tuning.keys
             if name not in buffers and not is_changed(trunk, name)}
-
-
-def fingerprint(tensors):
-    """sha256 of {name: tensor}: names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(f'{name} {value.dtype} {tuple(value.shape)} '.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def describe(model, base=None, dataset_meta=None):
@@ -95,7 +86,7 @@ def load_delta(model, path, base=None):
     """
     tensors, meta = delta_file.read(path)
     prefix, trunk = find_tuned(model)
-    own = {name: value for name, value in delta(model).items()}
+    own = delta(model)
     wrong = [f'missing {loading.shorten(sorted(set(own) - set(tensors)))}'] if set(own) - set(tensors) else []
     if set(tensors) - set(own):
         wrong.append(f'not in the model: {loading.shorten(sorted(set(tensors) - set(own)))}')

@@ -11,11 +11,12 @@ from safetensors.torch import save_file
 VERSION = 1
 
 
-def checksum(tensors, text):
+def fingerprint(tensors, text=''):
+    """sha256 of a text and of {name: tensor}: names, types, shapes and values."""
     digest = hashlib.sha256(text.encode())
     for name, value in sorted(tensors.items()):
         digest.update(f'{name} {value.dtype} {tuple(value.shape)} '.encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -28,7 +29,7 @@ def write(path, tensors, meta):
     handle, scratch = tempfile.mkstemp(dir=os.path.dirname(path), prefix='.delta-')
     os.close(handle)
     try:
-        save_file(tensors, scratch, metadata=dict(e3va=text, sha256=checksum(tensors, text)))
+        save_file(tensors, scratch, metadata=dict(e3va=text, sha256=fingerprint(tensors, text)))
         os.chmod(scratch, 0o644)                                        # mkstemp's 600 is for secrets
         os.replace(scratch, path)
     finally:
@@ -48,7 +49,7 @@ def read(path):
         raise ValueError(f'{path} is not a readable delta (truncated, damaged, or another format): {error}') from error
     if 'e3va' not in header:
         raise ValueError(f'{path} is a safetensors file, but no delta of e3va; save_delta or DeltaHook writes one')
-    if checksum(tensors, header['e3va']) != header.get('sha256'):
+    if fingerprint(tensors, header['e3va']) != header.get('sha256'):
         raise ValueError(f'{path} is damaged: its checksum does not fit its content; copy it again')
     meta = json.loads(header['e3va'])
     if meta['version'] > VERSION:
