@@ -155,3 +155,11 @@ def backbones(cfg, key):
             yield f'{key}.{name}', value
         else:
             yield from backbones(value, f'{key}.{name}')
+
+
+def nodes(cfg):
+    """Every dict in a config."""
+    if isinstance(cfg, dict):
+        yield cfg
+    for value in cfg.values() if isinstance(cfg, dict) else cfg if isinstance(cfg, (list, tuple)) else ():
+        yield from nodes(value)

@@ -7,7 +7,6 @@ from mmengine.runner import CheckpointLoader
 
 from . import delta_file, loading
 from .delta_file import fingerprint
-from .layers import DeltaLinear
 from .surgery import replace, unbind
 from .tuned import find_tuned
 
@@ -163,7 +162,7 @@ def merge(model):
                          'the tuned model, or its delta (e3va.save_delta)')
     model = copy.deepcopy(model)
     prefix, trunk = find_tuned(model)
-    for name, layer in [(name, layer) for name, layer in trunk.named_modules() if isinstance(layer, DeltaLinear)]:
+    for name, layer in [(name, layer) for name, layer in trunk.named_modules() if hasattr(layer, 'merged')]:
         replace(trunk, name, layer.merged())
     unbind(trunk, 'train')
     loading.unwatch(trunk)

@@ -124,6 +124,9 @@ def tune(module, method, config=None):
                          f'{type(trunk).__name__}; it reads the stock classes of: {", ".join(FAMILIES)} (a subclass '
                          "that changes the forward is not one of them; timm models enter a config as "
                          "trunk='e3va.TimmTrunk'). Full and Fixed take any trunk")
+    if family in method.refused:
+        raise ValueError(f'{type(method).__name__} cannot tune a {type(trunk).__name__}: {method.refused[family]}. '
+                         'Take another trunk or another method')
     parts = FAMILIES.get(family)
     head = frozenset(name for name, _ in trunk.named_parameters()
                      if parts and parts.HEAD and re.fullmatch(parts.HEAD, name))

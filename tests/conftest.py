@@ -1,12 +1,16 @@
 """Small stock trunks of every family, and the methods, for tests that run over all pairs."""
 import copy
+import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
 
 import e3va  # noqa: F401 helps the stack import, before any library
 from e3va.registry import MODELS
 
+ROOT = Path(__file__).parents[1]
 SWIN = dict(embed_dims=24, depths=(2, 1, 3, 2), num_heads=(1, 2, 4, 8), window_size=7, drop_path_rate=0.3)
 SWIN_ARCH = dict(embed_dims=24, depths=[2, 1, 3, 2], num_heads=[1, 2, 4, 8])
 VIT_ARCH = dict(embed_dims=24, num_layers=4, num_heads=2, feedforward_channels=48)
@@ -32,18 +36,42 @@ TRUNKS = dict(
     vit_timm=('e3va.TimmTrunk', dict(
         name='vit_small_patch14_dinov2', img_size=70, depth=4, embed_dim=24, num_heads=2, out_indices=(1, 3),
         drop_path_rate=0.3), (71, 90)),
+    convnext_mmpretrain=('mmpretrain.ConvNeXt', dict(
+        arch=dict(depths=[1, 2, 2, 1], channels=[12, 24, 36, 48]), out_indices=(0, 1, 2, 3),
+        gap_before_final_norm=False, drop_path_rate=0.3, layer_scale_init_value=0.1), (67, 90)),
+    convnext_timm=('e3va.TimmTrunk', dict(
+        name='convnextv2_tiny', depths=(1, 2, 2, 1), dims=(12, 24, 36, 48), out_indices=(1, 2), drop_path_rate=0.3),
+        (64, 96)),
 )
 METHODS = dict(
     full=dict(type='Full'),
     fixed=dict(type='Fixed'),
     fixed_norms=dict(type='Fixed', train_out_norms=True),
     lora=dict(type='LoRA', rank=3, alpha=6, roles=('q', 'v', 'proj', 'fc1', 'fc2')),
+    # added modules
+    # weights
+    # prompts
     e3va=dict(type='E3VA', rank=2),
     e3va_sum=dict(type='E3VA', rank=2, join='sum', skip=False, init='random'),
     e3va_post=dict(type='E3VA', rank=2, join='post', tap='after', trunk_mode='config'),
     e3va_stacked=dict(type='E3VA', adapter='standard', arrangement='stacked', train_out_norms=False),
+    e3va_stream=dict(type='E3VA', rank=2, mode='stream', trunk_mode='config'),
+    e3va_int8=dict(type='E3VA', rank=2, mode='int8'),
+    e3va_quick=dict(type='E3VA', rank=2, attention='fused', trunk_weights='bf16'),
     e3va_trainable=dict(type='E3VA', rank=2, downsampling='trainable', preset='paper'),
 )
+
+
+def refusal(trunk, method):
+    """Why a method says that it cannot tune a trunk of this family, or None; the keys of TRUNKS begin with families."""
+    from e3va.methods import build_method
+    refused = build_method(METHODS[method]).refused
+    return next((why for family, why in refused.items() if trunk.startswith(family)), None)
+
+
+def pairs(trunks=TRUNKS, methods=METHODS):
+    """(trunk, method) of all that go together."""
+    return [(trunk, method) for trunk in trunks for method in methods if not refusal(trunk, method)]
 
 
 def build(trunk, method=None, seed=0, **changes):
@@ -101,6 +129,28 @@ def distance(a, b):
     a, b = tensors(a), tensors(b)
     assert len(a) == len(b)
     return max(float((x - y).detach().abs().max()) for x, y in zip(a, b))
+
+
+def tool(name):
+    """A file of tools/ as a module, by its path there, e.g. 'analysis_tools/cost.py'."""
+    spec = importlib.util.spec_from_file_location(f'tools_{Path(name).stem}', ROOT / 'tools' / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def config_folder(tmp_path, monkeypatch, request):
+    """A test runs in a folder that holds its module's CONFIGS, {name: text}, as NAME.py."""
+    for name, text in request.module.CONFIGS.items():
+        (tmp_path / f'{name}.py').write_text(text)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def no_loggers():
+    """mmengine's loggers write to the output that a test had when it made them, which is closed in the next."""
+    MMLogger._instance_dict.clear()
 
 
 @pytest.fixture(autouse=True)

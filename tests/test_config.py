@@ -10,6 +10,7 @@ from e3va import checks
 from e3va.command_line import config_parser, read_config
 from e3va.config import apply_method, load_config, load_method, prepare, use_amp
 from e3va.datasets import synthetic
+from tests.conftest import tool
 
 ROOT = Path(__file__).parents[1]
 RETINANET = 'mmdet::swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py'
@@ -252,9 +253,6 @@ def test_work_dir_that_cannot_be_written(data, tmp_path):
 # ---- print_config
 
 def test_print_config(capsys, tmp_path):
-    spec = importlib.util.spec_from_file_location('print_config', ROOT / 'tools/misc/print_config.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    tool.main([RETINANET, '--method', 'e3va'])
+    tool('misc/print_config.py').main([RETINANET, '--method', 'e3va'])
     (tmp_path / 'printed.py').write_text(capsys.readouterr().out)
     assert load_config(tmp_path / 'printed.py')._cfg_dict == prepare(parse(RETINANET, '--method', 'e3va'))._cfg_dict

@@ -6,17 +6,24 @@ import pytest
 import torch
 
 import e3va
-from tests.conftest import METHODS, SWIN_ARCH, TRUNKS, build, distance, image, pair, projected, stir, tensors
+from tests.conftest import (
+    METHODS,
+    SWIN_ARCH,
+    TRUNKS,
+    VIT_ARCH,
+    build,
+    distance,
+    image,
+    pair,
+    pairs,
+    projected,
+    refusal,
+    stir,
+    tensors,
+)
 
-every = [pytest.mark.parametrize('trunk', TRUNKS), pytest.mark.parametrize('method', METHODS)]
-
-
-def over(*marks):
-    def decorate(test):
-        for mark in marks:
-            test = mark(test)
-        return test
-    return decorate
+slow = pytest.mark.slow                                                 # minutes: the compiler compiles C++
+every = pytest.mark.parametrize('trunk,method', pairs())
 
 
 def train_steps(model, images, steps=5):
@@ -31,7 +38,15 @@ def train_steps(model, images, steps=5):
             optimizer.step()
 
 
-@over(*every)
+@pytest.mark.parametrize('trunk,method', [(trunk, method) for trunk in TRUNKS for method in METHODS
+                                          if refusal(trunk, method)])
+def test_refused_pairs(trunk, method):
+    """What a method cannot do it says, with the reason."""
+    with pytest.raises(ValueError, match=f'cannot tune a .*{refusal(trunk, method)}'):
+        build(trunk, method)
+
+
+@every
 def test_keys_and_start(trunk, method):
     """1. A stock checkpoint lacks only the added entries. 2. The output before the first step is the stock trunk's."""
     stock, tuned = pair(trunk, method)
@@ -50,7 +65,7 @@ def test_keys_and_start(trunk, method):
     assert type(tuned) is type(stock) and type(tuned(x)) is type(stock(x))
 
 
-@over(*every)
+@every
 def test_gradients_and_frozen(trunk, method):
     """3. What is frozen keeps its bits over AdamW steps with decay. 4. Everything that trains gets a gradient."""
     _, tuned = pair(trunk, method)
@@ -70,7 +85,7 @@ def test_gradients_and_frozen(trunk, method):
         assert moved == trained
 
 
-@over(*every)
+@every
 def test_delta_round_trip(trunk, method, tmp_path):
     """5. Save, rebuild, load: bit-equal outputs."""
     stock, tuned = pair(trunk, method, stirred=True)
@@ -85,7 +100,7 @@ def test_delta_round_trip(trunk, method, tmp_path):
     assert all(name in stock.state_dict() for name in frozen)
 
 
-@over(*every)
+@every
 def test_merge(trunk, method):
     """6. Merged: the stock names and classes, the stock library loads it, outputs within 1e-5; or a clear refusal."""
     stock, tuned = pair(trunk, method, stirred=True)
@@ -105,7 +120,7 @@ def test_merge(trunk, method):
     assert merged.training
 
 
-@over(*every)
+@every
 def test_copies(trunk, method):
     """7. deepcopy (EMAHook) and pickle give a model of their own with the same results."""
     _, tuned = pair(trunk, method, stirred=True)
@@ -120,7 +135,7 @@ def test_copies(trunk, method):
         assert other.train() is other and other.training
 
 
-@over(*every)
+@every
 def test_autocast(trunk, method):
     """7. bf16 autocast stays within 5 % of the output's range of fp32 (8 bits of mantissa through at most 8 blocks)."""
     _, tuned = pair(trunk, method, stirred=True)
@@ -133,17 +148,40 @@ def test_autocast(trunk, method):
         assert (a - b.float()).abs().max() <= 0.05 * a.abs().max()
 
 
-@pytest.mark.parametrize('method', ['full', 'lora', 'e3va'])
+@pytest.mark.parametrize('method', ['full', 'lora', 'e3va', 'e3va_stream'])
 @pytest.mark.parametrize('trunk', ['swin_mmdet', 'swin_mmpretrain', 'swin_timm', 'vit_mmpretrain', 'vit_timm'])
 def test_compile(trunk, method):
     """7. torch.compile changes outputs and gradients by at most 1e-5 (aot_eager: the graph, not the kernels)."""
-    torch._dynamo.reset()
     shallow = dict(swin_mmdet=dict(depths=(1, 2, 1, 1)), swin_timm=dict(depths=(1, 2, 1, 1)),
                    swin_mmpretrain=dict(arch=dict(SWIN_ARCH, depths=[1, 2, 1, 1])))
     tuned = build(trunk, method, **shallow.get(trunk, {}))
+    compiled_alike(tuned, image(trunk), 'aot_eager')
+
+
+@pytest.mark.parametrize('method', ['lora', 'e3va'])
+def test_one_graph(method):
+    """7. torch.compile takes a tuned trunk whole."""
+    torch._dynamo.reset()
+    found = torch._dynamo.explain(build('vit_timm', method).eval())(image('vit_timm'))
+    assert (found.graph_count, found.graph_break_count) == (1, 0)
+
+
+@pytest.mark.parametrize('trunk,method,changes', [
+    pytest.param('swin_mmdet', 'e3va', dict(depths=(1, 2), num_heads=(1, 2), out_indices=(0, 1)), marks=slow),
+    pytest.param('swin_mmpretrain', 'lora', dict(arch=dict(SWIN_ARCH, depths=[1, 2], num_heads=[1, 2]),
+                                                 out_indices=(0, 1)), marks=slow),
+    pytest.param('swin_timm', 'full', dict(depths=(1, 2), num_heads=(1, 2)), marks=slow),
+    ('vit_mmpretrain', 'e3va', dict(arch=dict(VIT_ARCH, num_layers=2))),
+    ('vit_timm', 'lora', dict(depth=2, out_indices=(1,)))])
+def test_inductor(trunk, method, changes):
+    """7. The same with the kernels of torch's own compiler."""
+    compiled_alike(build(trunk, method, **changes), image(trunk), 'inductor')
+
+
+def compiled_alike(tuned, x, backend):
+    torch._dynamo.reset()
     stir(tuned)
     tuned.eval()                                                        # DropPath would draw differently
-    x = image(trunk)
 
     def run(forward):
         tuned.zero_grad()
@@ -152,7 +190,7 @@ def test_compile(trunk, method):
         return out, [parameter.grad.clone() for parameter in tuned.parameters() if parameter.grad is not None]
 
     out, gradients = run(tuned)
-    compiled_out, compiled_gradients = run(torch.compile(tuned, backend='aot_eager'))
+    compiled_out, compiled_gradients = run(torch.compile(tuned, backend=backend))
     assert distance(out, compiled_out) <= 1e-5
     assert distance(gradients, compiled_gradients) <= 1e-5
 

@@ -1,30 +1,35 @@
 """Saved activations: what autograd keeps between forward and backward, the larger part of training memory."""
+import weakref
+
 import torch
 
 
 def saved_bytes(forward, module):
-    """Bytes that autograd saves for backward while `forward()` runs, parameters and buffers of `module` excluded.
+    """Bytes that autograd keeps for backward when `forward()` has run, parameters and buffers of `module` excluded.
 
     Each storage counts once and whole, however many tensors and views of it are saved: that is what stays allocated.
+    What is saved on the way for a part of the graph that is then dropped (a matcher's costs, an accuracy) is not kept.
     Tensors that a custom autograd function keeps by `save_for_backward` are seen, attributes of its context are not.
 
     Args:
-        forward (callable): one forward pass, e.g. `lambda: model(**data, mode='loss')`.
+        forward (callable): one forward pass, e.g. `lambda: model(**data, mode='loss')`; kept is what is needed for the
+            backward of what it returns.
         module (nn.Module): its parameters and buffers are there anyway.
 
     Returns:
         int: bytes.
     """
-    owned = {tensor.untyped_storage().data_ptr() for tensors in (module.parameters(), module.buffers())
+    owned = {tensor.untyped_storage()._cdata for tensors in (module.parameters(), module.buffers())
              for tensor in tensors}
-    saved = {}                       # holds the storages, so that no address is used twice while we count
+    kept = []
 
     def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            saved[storage.data_ptr()] = storage
-        return tensor
+        saved = tensor.detach()             # the tensor itself would hold its own graph; this one only the graph holds
+        if saved.untyped_storage()._cdata not in owned:
+            kept.append(weakref.ref(saved))
+        return saved
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        forward()
-    return sum(storage.nbytes() for storage in saved.values())
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        returned = forward()  # noqa: F841 holds the graph
+    storages = [saved.untyped_storage() for saved in (reference() for reference in kept) if saved is not None]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())

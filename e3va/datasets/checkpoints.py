@@ -44,8 +44,8 @@ def make_checkpoint(path, arch, format='official', seed=0, **shape):
     model = _describe(arch, shape)
     values = _values(model, seed)
     if format == 'mmpretrain':
-        rename = _mmpretrain_swin if isinstance(model, SwinTransformer) else _mmpretrain_vit
-        contents = dict(meta={}, state_dict=rename(values, model))
+        named = _mmpretrain_swin(values, model) if isinstance(model, SwinTransformer) else mmpretrain_vit(values)
+        contents = dict(meta={}, state_dict=named)
     elif format == 'official':
         contents = dict(model=_official_swin(values, model) if isinstance(model, SwinTransformer) else values)
     else:
@@ -127,7 +127,8 @@ _VIT_NAMES = (  # timm's name, mmpretrain's name
 )
 
 
-def _mmpretrain_vit(values, model):
+def mmpretrain_vit(values):
+    """The state dict of a timm ViT under the names of mmpretrain's ImageClassifier; ValueError where one is missing."""
     named = {}
     for name, value in values.items():
         matches = [(re.fullmatch(pattern, name), new) for pattern, new in _VIT_NAMES]

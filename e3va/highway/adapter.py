@@ -1,4 +1,5 @@
 """The adapters of the highway: A(x) = U(GELU(D(x))) + x (section 3.3)."""
+import torch
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,8 +20,34 @@ class Adapter(nn.Module):
         self.down = project(width, mid)
         self.up = project(mid, width)
 
+    def inner(self, x):
+        """All but the last product: the output is inner(x) s^T + bias, with s and bias of the up projection."""
+        return self.up.inner(F.gelu(self.down(x)))
+
     def forward(self, x):
         return self.up(F.gelu(self.down(x)))
+
+    def add_to(self, c, x):
+        """Add the output, but for its bias, to c in place; for use where no gradient is recorded."""
+        h = self.inner(x)
+        if h.dtype == c.dtype == self.up.s.dtype:
+            c.view(-1, c.shape[-1]).addmm_(h.flatten(0, -2), self.up.s.t())
+        else:                                                           # autocast
+            c += F.linear(h, self.up.s)
+
+    def gradients(self, x, g, total):
+        """(trained parameter, gradient), from the output's gradient g (tokens, C) and its sum over tokens, `total`."""
+        s, bias = self.up.s, self.up.bias
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        inside = [parameter for parameter in trained if parameter is not s and parameter is not bias]
+        if not trained:
+            return []
+        with torch.enable_grad():
+            h = self.inner(x)
+        found = {s: (g.t() @ h.detach().flatten(0, -2)).to(s.dtype), bias: total.to(bias.dtype)}
+        if inside:
+            found.update(zip(inside, torch.autograd.grad(h, inside, (g @ s).view_as(h))))
+        return [(parameter, found[parameter]) for parameter in trained]
 
 
 class Dense(DualLowRank):
@@ -31,5 +58,5 @@ class Dense(DualLowRank):
         plain = nn.Linear(in_features, out_features)
         self.s, self.bias = plain.weight, plain.bias                    # `s` is what `zero` makes zero
 
-    def forward(self, x):
-        return F.linear(x, self.s, self.bias)
+    def inner(self, x):
+        return x

@@ -8,11 +8,12 @@ from functools import partial
 
 from torch import nn
 
-from ..layers import DualLowRank
+from ..layers import DualLowRank, HalfLinear
 from ..methods.base import Method, choice, integer
 from ..registry import METHODS
-from ..surgery import rebind
+from ..surgery import rebind, swap
 from .adapter import Adapter, Dense
+from .segment import MODES
 from .side import Side, highway
 
 PAPER = dict(init='random', trunk_mode='config')
@@ -34,13 +35,22 @@ class E3VA(Method):
             'random': every factor kaiming, as in the authors' earlier code.
         tap (str): an adapter reads a branch 'before' or 'after' its DropPath (the same while the trunk is in eval).
         trunk_mode (str): 'eval': no dropout and DropPath in the trunk; 'config': as the trunk's config says.
+        mode (str): what is kept for backward. 'exact': the adapters' inputs; 'bf16', 'int8': these in fewer bits;
+            'stream': only what lies between stages, the frozen blocks run again; 'stream_bf16': that in fewer bits.
+        attention (str): 'stock', or 'fused': torch's fused kernel in the blocks of OpenMMLab's Swins, equal up to
+            rounding (the other trunks have it anyway).
+        trunk_weights (str): 'stock', or 'bf16': the frozen linear layers of the blocks in half the bytes, and their
+            products in bfloat16. What the highway inherits, the downsampling, stays as it is.
+        trunk_compile (bool): compile attention and MLP of each frozen block (`torch.compile`).
         preset (str): 'paper' sets what the authors' earlier code does: init='random', trunk_mode='config'.
         train_out_norms (bool): train the norms before the FPN (Table 6: trained).
     """
 
+    refused = dict(convnext='the highway reads the outputs of attention and MLP, and its blocks have no attention')
+
     def __init__(self, rank=8, adapter='low_rank', mid=None, arrangement='parallel', downsampling='inherited',
-                 skip=True, join='replace', init=None, tap='before', trunk_mode=None, preset=None,
-                 train_out_norms=True):
+                 skip=True, join='replace', init=None, tap='before', trunk_mode=None, mode='exact',
+                 attention='stock', trunk_weights='stock', trunk_compile=False, preset=None, train_out_norms=True):
         super().__init__(train_out_norms)
         given = PAPER if choice('preset', preset, (None, 'paper')) else {}
         self.rank = integer('rank', rank)
@@ -52,8 +62,13 @@ class E3VA(Method):
         self.join = choice('join', join, ('replace', 'sum', 'post'))
         self.init = choice('init', init or given.get('init', 'zero_up'), ('zero_up', 'random'))
         self.tap = choice('tap', tap, ('before', 'after'))
+        self.mode = choice('mode', mode, tuple(MODES))
+        self.attention = choice('attention', attention, ('stock', 'fused'))
+        self.trunk_weights = choice('trunk_weights', trunk_weights, ('stock', 'bf16'))
+        self.trunk_compile = trunk_compile
         self.trunk_mode = choice('trunk_mode', trunk_mode or given.get('trunk_mode', 'eval'), ('eval', 'config'))
-        self.starts_at_trunk = self.skip and self.join == 'replace' and self.init == 'zero_up'
+        self.starts_at_trunk = (self.skip and self.join == 'replace' and self.init == 'zero_up'
+                                and trunk_weights == 'stock')
 
     def apply(self, trunk, parts):
         taps = parts.taps(trunk)
@@ -66,8 +81,24 @@ class E3VA(Method):
                      for block in blocks] for blocks in stages]
         merges = {i: merge for i, merge in parts.merges(trunk).items()
                   if self.downsampling == 'trainable' and (i < last or (i == last and end == 'merged'))}
-        trunk.e3va = Side(adapters, merges, self.arrangement, self.skip, self.join, self.tap)
+        trunk.e3va = Side(adapters, merges, self.arrangement, self.skip, self.join, self.tap, self.mode)
         rebind(trunk, parts.ENTRY(trunk), highway)
+        for name in ('forward_intermediates', 'get_intermediate_layers'):
+            if hasattr(trunk, name):
+                rebind(trunk, name, bypass)
+        self.quicken(trunk, parts)
+
+    def quicken(self, trunk, parts):
+        """What only a trunk without gradient can do."""
+        if self.attention == 'fused' and hasattr(parts, 'fuse_attention'):
+            parts.fuse_attention(trunk)
+        for block in (block for stage in parts.stages(trunk) for block in stage):
+            if self.trunk_weights == 'bf16':
+                swap(block, r'(?!.*out_proj$).*', HalfLinear)           # which torch's own attention reads directly
+            if self.trunk_compile:
+                for name in ('attn', 'ffn', 'mlp'):
+                    if hasattr(block, name):
+                        getattr(block, name).compile()
 
     def make(self, like):
         """An adapter for a block whose norm has the weight `like`, (C,)."""
@@ -86,3 +117,9 @@ class E3VA(Method):
             source = trunk.tuning.parts.merges(trunk)[int(i)].state_dict()
             copied.load_state_dict({name: value for name, value in source.items()
                                     if f'e3va.merges.{i}.{name}' in missing}, strict=False)
+
+
+def bypass(trunk, *args, **options):
+    """timm's other entries would give out the trunk without the highway."""
+    raise ValueError(f'{type(trunk).__name__} has a highway (E3VA), which this entry of timm goes past: take forward '
+                     "or forward_features, or for maps trunk='e3va.TimmTrunk' with out_indices")

@@ -1,10 +1,12 @@
 """The side network: adapters of all blocks, and the trunk's forward with the highway beside it (equations 7 and 8)."""
 import copy
+from functools import partial
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from ..trunks import FAMILIES
+from .segment import FORMS, MODES, Segment, again, hold
 
 
 class Side(nn.Module):
@@ -15,21 +17,57 @@ class Side(nn.Module):
         merges: {stage: module} of trainable copies of the trunk's own downsampling, empty when it is inherited.
     """
 
-    def __init__(self, adapters, merges, arrangement, skip, join, tap):
+    def __init__(self, adapters, merges, arrangement, skip, join, tap, mode):
         super().__init__()
         self.stages = nn.ModuleList(nn.ModuleList(stage) for stage in adapters)
         self.merges = nn.ModuleDict({str(i): copy.deepcopy(merge).requires_grad_(True) for i, merge in merges.items()})
-        self.arrangement, self.skip, self.join, self.tap = arrangement, skip, join, tap
+        self.arrangement, self.skip, self.join, self.tap, self.mode = arrangement, skip, join, tap, mode
 
-    def forward(self, pair, e, f1, f2):
-        """One block of the highway: e_{i+1} of equation 8."""
-        if self.arrangement == 'stacked':                               # Fig. 3: the first output enters the second
-            inner = self.adapt(pair['attn'], f1)
-            return e + self.adapt(pair['mlp'], f2 + inner)
-        return e + self.adapt(pair['attn'], f1) + self.adapt(pair['mlp'], f2)
+    def beside(self, block):
+        """Whether what is carried along is e - l: with the adapters' skip that is just the sum of their outputs.
 
-    def adapt(self, adapter, x):
-        return adapter(x) + x if self.skip else adapter(x)
+        It holds where the adapters read what the trunk adds, which a block in training mode draws after the tap.
+        """
+        return self.skip and (self.tap == 'after' or not block.training)
+
+    def add_attention(self, c, pair, f1):
+        """Add to c, in place and but for `biases`, what comes of the attention's branch output (equation 8).
+
+        Returns:
+            what goes on into the second adapter where they are stacked, else None.
+        """
+        if self.arrangement == 'parallel':
+            pair['attn'].add_to(c, f1)
+            return None
+        inner = pair['attn'](f1)
+        if self.skip:
+            c += inner
+        return self.onwards(inner, f1)
+
+    def add_mlp(self, c, pair, f2, onwards):
+        """The same for the MLP's branch output."""
+        pair['mlp'].add_to(c, f2 if onwards is None else f2 + onwards)
+
+    def onwards(self, inner, f1):
+        """Fig. 3: what the first adapter hands to the second."""
+        return inner + f1 if self.skip else inner
+
+    def biases(self, pairs):
+        """The sum of what the two above leave out, (C,): added once, as it is the same for every token."""
+        names = ('attn', 'mlp') if self.arrangement == 'parallel' else ('mlp',)
+        return sum(pair[name].up.bias for pair in pairs for name in names)
+
+    def gradients(self, pair, f1, f2, g, total):
+        """(trained parameter, gradient) of a pair, from the gradient g of e, (tokens, C), and its sum over tokens."""
+        if self.arrangement == 'parallel':
+            return [*pair['attn'].gradients(f1, g, total), *pair['mlp'].gradients(f2, g, total)]
+        trained = [parameter for parameter in pair.parameters() if parameter.requires_grad]
+        if not trained:
+            return []
+        with torch.enable_grad():
+            z = f2 + self.onwards(pair['attn'](f1), f1)
+            out = pair['mlp'](z) + (z if self.skip else 0)
+        return list(zip(trained, torch.autograd.grad(out, trained, g.view_as(out))))
 
 
 def highway(trunk, image, **refused):
@@ -41,32 +79,87 @@ def highway(trunk, image, **refused):
     Returns:
         what the stock trunk returns, same shapes.
     """
-    if any(refused.values()):
-        raise ValueError(f'E3VA does not take {", ".join(refused)} in the forward')
-    parts, side = FAMILIES[trunk.tuning.family], trunk.e3va
-    taps, merges = parts.taps(trunk), parts.merges(trunk)
+    given = [name for name, value in refused.items() if value is not None and value is not False]
+    if given:
+        raise ValueError(f'E3VA does not take {", ".join(given)} in the forward')
+    mode = MODES[trunk.e3va.mode]
+    if torch.compiler.is_compiling() and mode is not MODES['exact']:    # the compiler would keep what it likes
+        return torch.compiler.disable(run)(trunk, image, mode)
+    return run(trunk, image, mode)
+
+
+def run(trunk, image, mode):
+    """See `highway`."""
+    side, first = trunk.e3va, partial(begin, trunk)
+    if mode.inputs is None and len(side.stages) > 1 and torch.is_grad_enabled():
+        # The largest maps belong to the first stage, and the image is smaller than any of them.
+        outs, c, l, shape = checkpoint(first, image, MODES['exact'], use_reentrant=False)
+    else:
+        outs, c, l, shape = first(image, mode)
+    for i in range(1, len(side.stages)):
+        more, c, l, shape = stage(trunk, i, c, l, shape, mode)
+        outs = outs + more
+    return trunk.tuning.parts.pack(trunk, outs)
+
+
+def begin(trunk, image, mode):
+    """From the image to the end of the first stage, see `stage`."""
+    parts = trunk.tuning.parts
     with torch.no_grad():
         l, shape = parts.stem(trunk, image)
-    e, outs = l, []
+    return stage(trunk, 0, torch.zeros_like(l) if trunk.e3va.beside(parts.stages(trunk)[0][0]) else l, l, shape, mode)
 
-    def give_out(tap):
-        if side.join == 'post':
-            outs.append(parts.emit(trunk, tap, l, shape) + parts.emit(trunk, tap, e, shape))
-        else:
-            outs.append(parts.emit(trunk, tap, l + e if side.join == 'sum' else e, shape))
 
-    for i, (blocks, adapters) in enumerate(zip(parts.stages(trunk), side.stages)):
-        for j, (block, pair) in enumerate(zip(blocks, adapters)):
-            with torch.no_grad():
-                f1, f2, l = parts.read(block, l, shape, side.tap)
-            e = side(pair, e, f1, f2)
-            if (i, j) in taps:
-                give_out((i, j))
-        if i + 1 < len(side.stages) or (i, 'merged') in taps:
-            own = side.merges[str(i)] if str(i) in side.merges else merges[i]
-            e, _ = parts.merge(own, e, shape)
-            with torch.no_grad():
-                l, shape = parts.merge(merges[i], l, shape)
-            if (i, 'merged') in taps:
-                give_out((i, 'merged'))
-    return parts.pack(trunk, outs)
+def stage(trunk, i, c, l, shape, mode):
+    """Stage i of trunk and highway, with the merge behind it.
+
+    Args:
+        c (Tensor): the highway, as `Side.beside` says: e - l or e itself.
+        l (Tensor): the trunk's tokens, (B, ..., C) as c.
+
+    Returns:
+        (outs, c, l, shape): what the stage gives out, the two streams and their shape at the next stage.
+    """
+    parts, side, outs = trunk.tuning.parts, trunk.e3va, []
+    taps, blocks, pairs = parts.taps(trunk), parts.stages(trunk)[i], list(side.stages[i])
+    form, beside, done = FORMS[mode.stream], side.beside(blocks[0]), 0
+
+    def give_out(tap, e, held):
+        outs.append(join(trunk, tap, shape, l, e, form, held))
+
+    for end in sorted({j for at, j in taps if at == i and j != 'merged'} | {len(pairs) - 1}):
+        e = held = None                                                 # frees the last segment's
+        c, l = Segment(trunk, shape, pairs[done:end + 1], blocks[done:end + 1])(c, l, mode)
+        e, done = l + c if beside else c, end + 1
+        held = hold(form, e)                                            # once, for the join and for the merge
+        if (i, end) in taps:
+            give_out((i, end), e, held)
+    if i + 1 < len(side.stages) or (i, 'merged') in taps:
+        inherited = parts.merges(trunk)[i]
+        own = side.merges[str(i)] if str(i) in side.merges else inherited
+        e = again(partial(merge, parts, own, shape), form, held, e, [own])
+        with torch.no_grad():
+            l, shape = parts.merge(inherited, l, shape)
+        c = e - l if beside else e
+        if (i, 'merged') in taps:
+            give_out((i, 'merged'), e, hold(form, e))
+    return outs, c, l, shape
+
+
+def join(trunk, tap, shape, l, e, form, held):
+    """What the trunk gives out at a tap, from the trunk's tokens l and the highway's e."""
+    if trunk.e3va.join == 'post':
+        a, b = emit(trunk, tap, shape, l), emit(trunk, tap, shape, e)
+        return a + b if isinstance(a, torch.Tensor) else [x + y for x, y in zip(a, b)]
+    if trunk.e3va.join == 'sum' or form is FORMS['exact']:              # the norm keeps its input, as the merge does
+        return emit(trunk, tap, shape, l + e if trunk.e3va.join == 'sum' else e)
+    norms = [trunk.get_submodule(name) for name in trunk.tuning.parts.out_norms(trunk)]
+    return again(partial(emit, trunk, tap, shape), form, held, e, norms)
+
+
+def emit(trunk, tap, shape, x):
+    return trunk.tuning.parts.emit(trunk, tap, x, shape)
+
+
+def merge(parts, module, shape, x):
+    return parts.merge(module, x, shape)[0]

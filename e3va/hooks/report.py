@@ -1,4 +1,7 @@
-"""Say at the start of a run what is trained, what is frozen, and which weights arrived."""
+"""Say at the start of a run what trains and which weights arrived, and at its end how much memory it took."""
+import sys
+
+import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 
@@ -9,7 +12,7 @@ from ..tuned import find_tuned
 
 @HOOKS.register_module()
 class ReportHook(Hook):
-    """Log the table of `e3va.report` and every load of weights; warn of a frozen trunk that got none."""
+    """Log the table of `e3va.report`, the loads of weights, the peak memory; warn of a frozen trunk that got none."""
 
     @master_only
     def before_train(self, runner):
@@ -17,6 +20,18 @@ class ReportHook(Hook):
         loads = '\n'.join(f'weights {number}: {load}' for number, load in enumerate(trunk.tuning.loads, 1))
         runner.logger.info(f'\n{report(runner.model)}\n{loads or "weights: none were loaded"}')
         self.warn(runner, trunk)
+
+    @master_only
+    def after_train(self, runner):
+        if torch.cuda.is_available():
+            peak, what = torch.cuda.max_memory_allocated() / 2 ** 20, 'allocated on the GPU'
+        elif sys.platform == 'win32':                                   # has no such count
+            return
+        else:
+            import resource
+            unit = 1 if sys.platform == 'darwin' else 2 ** 10           # of ru_maxrss, in bytes
+            peak, what = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2 ** 20, 'resident, whole process'
+        runner.logger.info(f'peak memory: {peak:,.0f} MiB ({what})')
 
     @master_only
     def before_test(self, runner):

@@ -2,32 +2,42 @@
 from torch import nn
 from torch.nn import functional as F
 
+from .adopted import AdoptedLinear
 
-class DeltaLinear(nn.Linear):
+
+class DeltaLinear(AdoptedLinear):
     """W + delta, where the method states `delta()`; forward, merge and checkpoint follow from it.
 
-    The layer adopts the old layer's parameters (same objects, same state_dict names). A method overrides `forward` only
-    for a cheaper path with the same result.
+    A method overrides `forward` only for a cheaper path with the same result.
     """
-
-    def __init__(self, old):
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = old.in_features, old.out_features
-        self.weight, self.bias = old.weight, old.bias
-        self.plain = type(old)                                          # mmcv has a linear class of its own
-        self.train(old.training)
 
     def delta(self):
         """What is added to the weight, (out_features, in_features)."""
         raise NotImplementedError
 
+    def delta_bias(self):
+        """What is added to the bias, (out_features,), or None."""
+        return None
+
     def forward(self, x):
-        return F.linear(x, self.weight + self.delta(), self.bias)
+        added, bias = self.delta_bias(), self.bias
+        if added is not None:
+            bias = added if bias is None else bias + added
+        return F.linear(x, self.weight + self.delta(), bias)
 
     def merged(self):
-        """A layer of the old class that gives the same outputs."""
+        """A layer of the old class that gives the same outputs.
+
+        Raises ValueError where the old layer has no bias and the addition has one.
+        """
         plain = self.plain(self.in_features, self.out_features, self.bias is not None, device='meta')
         weight = self.weight.detach() + self.delta().detach().to(self.weight.dtype)
         plain.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
-        plain.bias = self.bias
+        plain.bias, added = self.bias, self.delta_bias()
+        if added is not None:
+            if self.bias is None:
+                raise ValueError('a layer without bias cannot take the bias of its addition: the tuned model cannot be '
+                                 'merged, keep it or its delta (e3va.save_delta)')
+            bias = self.bias.detach() + added.detach().to(self.bias.dtype)
+            plain.bias = nn.Parameter(bias, requires_grad=self.bias.requires_grad)
         return plain.train(self.training)

@@ -30,5 +30,9 @@ class DualLowRank(nn.Module):
         nn.init.zeros_(self.s)
         nn.init.zeros_(self.bias)
 
+    def inner(self, x):
+        """(..., in) -> (..., 2 rank), which `s` and the bias turn into the output."""
+        return F.linear(x, self.t)
+
     def forward(self, x):
-        return F.linear(F.linear(x, self.t), self.s, self.bias)
+        return F.linear(self.inner(x), self.s, self.bias)

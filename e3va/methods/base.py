@@ -1,8 +1,12 @@
-"""The contract of a method, and how one is built from a config."""
+"""The contract of a method, how one is built from a config, and how it finds the layers that it edits."""
 import inspect
+import re
+
+from torch import nn
 
 from ..registry import METHODS
 from ..surgery import find, near
+from ..trunks import unused
 
 
 def integer(name, value, low=1, high=None):
@@ -20,6 +24,41 @@ def choice(name, value, options):
     return value
 
 
+def role_names(roles):
+    """The option `roles` as a tuple; ValueError if it is empty."""
+    roles = (roles,) if isinstance(roles, str) else tuple(roles)
+    if not roles:
+        raise ValueError("roles is empty: name at least one linear, e.g. roles=('q', 'v')")
+    return roles
+
+
+def linears(trunk, parts, roles):
+    """The linear layers of some roles, in the trunk's order; none behind the last output, where nothing would train.
+
+    Args:
+        roles (sequence of str): of 'q', 'k', 'v', 'proj', 'fc1', 'fc2'.
+
+    Returns:
+        list of (name, layer, slices, of): the roles are the `slices` (sorted) of the layer's `of` equal slices of
+        outputs, e.g. (0, 2) of 3 for q and v of a fused layer.
+
+    Raises:
+        ValueError: a role that the trunk has not.
+    """
+    layers = {name: module for name, module in trunk.named_modules() if isinstance(module, nn.Linear)}
+    known = {name: role for name, role in parts.ROLES.items()
+             if any(re.fullmatch(role.pattern, layer) for layer in layers)}
+    chosen = {}                                                         # (pattern, of) -> slices
+    for name in roles:
+        if name not in known:
+            raise ValueError(f'{type(trunk).__module__}.{type(trunk).__name__} has no linear layer of the role '
+                             f'{name!r}; its roles are: {", ".join(known) or "none"}')
+        chosen.setdefault((known[name].pattern, known[name].of), set()).add(known[name].part)
+    idle = unused(trunk)
+    return [(name, layer, sorted(slices), of) for name, layer in layers.items() if not name.startswith(idle)
+            for (pattern, of), slices in chosen.items() if re.fullmatch(pattern, name)]
+
+
 class Method:
     """What is trained on a frozen trunk. A subclass is one file: the paper, the layer, `apply`.
 
@@ -34,6 +73,7 @@ class Method:
     mergeable = False               # e3va.merge gives back a plain trunk
     trunk_mode = 'config'           # 'eval': the trunk runs without dropout and DropPath, also in training
     needs_family = True             # the method reads the trunk's parts; False: any module will do
+    refused = {}                    # family of trunks that the method cannot edit: why
     hook = None                     # type of a hook without which training would be wrong, e.g. 'e3va.GPSHook'
 
     def __new__(cls, *args, **options):

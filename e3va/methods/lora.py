@@ -1,6 +1,5 @@
 """LoRA (Hu et al., ICLR 2022, arXiv 2106.09685): W + (alpha / r) B A on chosen linears, by default q and v."""
 import math
-import re
 
 import torch
 from torch import nn
@@ -8,9 +7,8 @@ from torch.nn import functional as F
 
 from ..layers import DeltaLinear
 from ..registry import METHODS
-from ..surgery import find, replace
-from ..trunks import unused
-from .base import Method, integer
+from ..surgery import replace
+from .base import Method, integer, linears, role_names
 
 
 class LoRALinear(DeltaLinear):
@@ -66,24 +64,9 @@ class LoRA(Method):
         super().__init__(train_out_norms)
         self.rank = integer('rank', rank)
         self.alpha = rank if alpha is None else alpha
-        self.roles = (roles,) if isinstance(roles, str) else tuple(roles)
-        if not self.roles:
-            raise ValueError("roles is empty: name at least one linear, e.g. roles=('q', 'v')")
+        self.roles = role_names(roles)
 
     def apply(self, trunk, parts):
-        linears = {name for name, module in trunk.named_modules() if isinstance(module, nn.Linear)}
-        roles = {name: role for name, role in parts.ROLES.items()
-                 if any(re.fullmatch(role.pattern, linear) for linear in linears)}
-        slices = {}                                                     # pattern -> the parts of it that are adapted
-        for name in self.roles:
-            if name not in roles:
-                raise ValueError(f'{type(trunk).__module__}.{type(trunk).__name__} has no linear layer of the role '
-                                 f'{name!r}; its roles are: {", ".join(roles)}')
-            slices.setdefault((roles[name].pattern, roles[name].of), set()).add(roles[name].part)
-        idle = unused(trunk)
-        for (pattern, of), chosen in slices.items():
-            for name, old in find(trunk, pattern, nn.Linear).items():
-                if name.startswith(idle):
-                    continue
-                integer('rank', self.rank, high=min(old.in_features, old.out_features // of))
-                replace(trunk, name, LoRALinear(old, self.rank, self.alpha / self.rank, sorted(chosen), of))
+        for name, old, slices, of in linears(trunk, parts, self.roles):
+            integer('rank', self.rank, high=min(old.in_features, old.out_features // of))
+            replace(trunk, name, LoRALinear(old, self.rank, self.alpha / self.rank, slices, of))

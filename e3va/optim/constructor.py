@@ -5,6 +5,7 @@ from mmengine.logging import MMLogger, print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
 
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
+from ..tuned import find_tuned
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -13,16 +14,17 @@ class TunedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     mmengine makes a group for every parameter, which keeps the optimizer from stepping many tensors at once, and logs a
     warning for each one that is frozen: 349 of them for a Swin-L.
+
+    A key of `custom_keys` that names the whole backbone, such as `backbone=dict(lr_mult=0.1)` of Mask2Former and DINO,
+    protects pretrained weights. It does not slow down what the method adds, which starts from zero; a key that names
+    that (`'backbone.e3va'`) does.
     """
 
     def add_params(self, params, module, prefix='', **options):
         if prefix:
             return super().add_params(params, module, prefix, **options)
-        single = []
-        with quiet():
-            super().add_params(single, module, **options)
         groups = {}
-        for group in single:
+        for group in self.single_groups(module, options):
             settings = {key: value for key, value in group.items() if key != 'params'}
             groups.setdefault(repr(sorted(settings.items())), dict(settings, params=[]))['params'] += group['params']
         params += groups.values()
@@ -32,6 +34,26 @@ class TunedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             print_log(f'optimizer: {len(group["params"])} tensors with {settings or "the default rate and decay"}',
                       logger='current')
         print_log(f'optimizer: {frozen} frozen tensors left out', logger='current')
+
+    def single_groups(self, model, options):
+        """mmengine's groups, one for each parameter."""
+        def collect():
+            groups = []
+            with quiet():
+                super(TunedOptimWrapperConstructor, self).add_params(groups, model, **options)
+            return groups
+        groups, (prefix, trunk) = collect(), find_tuned(model)
+        keys = self.paramwise_cfg.get('custom_keys', {})
+        kept = {key: value for key, value in keys.items() if key not in prefix}
+        if len(kept) == len(keys):
+            return groups
+        added = {parameter for name, parameter in trunk.named_parameters() if name not in trunk.tuning.keys}
+        try:
+            self.paramwise_cfg['custom_keys'] = kept
+            own = {group['params'][0]: group for group in collect() if group['params'][0] in added}
+        finally:
+            self.paramwise_cfg['custom_keys'] = keys
+        return [own.get(group['params'][0], group) for group in groups]
 
 
 @contextlib.contextmanager

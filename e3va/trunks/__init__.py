@@ -5,6 +5,8 @@ need to know besides, e.g. the height and width in patches):
 
     owns(trunk)                -> whether the trunk is of this family, with the stock forward that the file describes
     ROLES                      -> {role: Role}: where the linears of a role are
+    BRANCHES                   -> the branches of a block: 'attn' (see attend), 'mlp' (see feed)
+    AXIS                       -> the channels' axis in x
     HEAD                       -> pattern of a classifier that is part of the module itself (timm), or None
     out_norms(trunk)           -> names of the norms in front of the neck or head
     ENTRY(trunk)               -> name of the method that the highway takes over
@@ -12,20 +14,28 @@ need to know besides, e.g. the height and width in patches):
     merges(trunk)              -> {stage: module that leads to the next stage}
     taps(trunk)                -> the places that the trunk gives out, as (stage, block) or (stage, 'merged')
     stem(trunk, image)         -> x, shape
-    read(block, x, shape, tap) -> f1, f2, x': outputs of the two branches (before or after DropPath), and of the block
+    attend(block, x, shape, tap) -> f, x': output of the attention's branch (before or after DropPath), and x with it
+    feed(block, x, shape, tap) -> f, x': the same of the MLP's branch
+    fuse_attention(trunk)      -> None; only where the stock attention is not torch's fused one already
     merge(module, x, shape)    -> x, shape
     emit(trunk, tap, x, shape) -> what the trunk gives out at a tap: norm and layout
     pack(trunk, outs)          -> the container that the trunk returns
 """
-from . import swin_mm, swin_timm, vit_mm, vit_timm
+from . import convnext, swin_mm, swin_timm, vit_mm, vit_timm
 from .role import Role
 
-FAMILIES = dict(swin_mm=swin_mm, swin_timm=swin_timm, vit_mm=vit_mm, vit_timm=vit_timm)
+FAMILIES = dict(swin_mm=swin_mm, swin_timm=swin_timm, vit_mm=vit_mm, vit_timm=vit_timm,
+                convnext=convnext)
 
 
 def family_of(trunk):
     """Name of the trunk's family, or None."""
     return next((name for name, family in FAMILIES.items() if family.owns(trunk)), None)
+
+
+def norm_of(block):
+    """The first norm of a block: it has the block's width, type and device."""
+    return block.norm1 if hasattr(block, 'norm1') else block.norm
 
 
 def unused(trunk):
@@ -38,4 +48,4 @@ def unused(trunk):
     return tuple(f'{name}.' for name, module in trunk.named_modules() if any(module is other for other in idle))
 
 
-__all__ = ['FAMILIES', 'Role', 'family_of', 'unused']
+__all__ = ['FAMILIES', 'Role', 'family_of', 'norm_of', 'unused']

@@ -1,4 +1,7 @@
 """Swin of mmdet, mmsegmentation and mmpretrain: tokens (B, L, C) with their height and width beside them."""
+from torch.nn import functional as F
+
+from ..surgery import find, rebind
 from .role import Role, branch, stock
 
 CLASSES = ('mmdet.:SwinTransformer', 'mmseg.:SwinTransformer', 'mmpretrain.:SwinTransformer')
@@ -9,6 +12,8 @@ ROLES = dict(
     fc1=Role(r'stages\.\d+\.blocks\.\d+\.ffn\.layers\.0\.0'),
     fc2=Role(r'stages\.\d+\.blocks\.\d+\.ffn\.layers\.1'))
 HEAD = None
+BRANCHES = ('attn', 'mlp')
+AXIS = -1
 
 
 def owns(trunk):
@@ -49,12 +54,15 @@ def stem(trunk, image):
     return trunk.drop_after_pos(x), shape
 
 
-def read(block, x, shape, tap='before'):
-    f1, moved = branch(lambda: block.attn(block.norm1(x), shape), block.attn.drop, tap)
-    x = x + moved
+def attend(block, x, shape, tap='before'):
+    f, moved = branch(lambda: block.attn(block.norm1(x), shape), block.attn.drop, tap)
+    return f, x + moved
+
+
+def feed(block, x, shape, tap='before'):
     # The feed-forward network adds its own identity: given zero, it returns the branch alone.
-    f2, moved = branch(lambda: block.ffn(block.norm2(x), identity=0.), block.ffn.dropout_layer, tap)
-    return f1, f2, x + moved
+    f, moved = branch(lambda: block.ffn(block.norm2(x), identity=0.), block.ffn.dropout_layer, tap)
+    return f, x + moved
 
 
 def merge(module, x, shape):
@@ -68,3 +76,24 @@ def emit(trunk, tap, x, shape):
 
 def pack(trunk, outs):
     return tuple(outs) if type(trunk).__module__.startswith('mmpretrain.') else outs
+
+
+def fuse_attention(trunk):
+    """Let the blocks attend by torch's fused kernel, which writes no (windows, heads, tokens, tokens) matrix down."""
+    for module in find(trunk, r'stages\.\d+\.blocks\.\d+\.attn\.w_msa').values():
+        if type(module).__name__ == 'WindowMSA':                        # not mmpretrain's V2, which compares angles
+            rebind(module, 'forward', fused_attention)
+
+
+def fused_attention(attention, x, mask=None):
+    """The stock `WindowMSA.forward`: x (windows, tokens, C), mask (windows of an image, tokens, tokens)."""
+    windows, tokens, width = x.shape
+    heads = attention.num_heads
+    q, k, v = attention.qkv(x).view(windows, tokens, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+    bias = attention.relative_position_bias_table[attention.relative_position_index.view(-1)]
+    bias = bias.view(1, tokens, tokens, heads).permute(0, 3, 1, 2).to(q.dtype)
+    if mask is not None:                                                # the same for each image of the batch
+        bias = (bias + mask[:, None].to(q.dtype)).repeat(windows // len(mask), 1, 1, 1)
+    dropout = attention.attn_drop.p if attention.attn_drop.training else 0.
+    out = F.scaled_dot_product_attention(q, k, v, bias.expand(windows, -1, -1, -1), dropout, scale=attention.scale)
+    return attention.proj_drop(attention.proj(out.transpose(1, 2).reshape(windows, tokens, width)))

@@ -9,6 +9,8 @@ ROLES = dict(
     fc1=Role(r'layers\.\d+\.blocks\.\d+\.mlp\.fc1'),
     fc2=Role(r'layers\.\d+\.blocks\.\d+\.mlp\.fc2'))
 HEAD = r'head(\..*)?'
+BRANCHES = ('attn', 'mlp')
+AXIS = -1
 
 
 def owns(trunk):
@@ -41,13 +43,16 @@ def stem(trunk, image):
     return trunk.patch_embed(image), None
 
 
-def read(block, x, shape, tap='before'):
-    f1 = block._attn(block.norm1(x))
-    moved = block.drop_path1(f1)
-    f1, x = (moved if tap == 'after' else f1), x + moved
-    f2 = block.mlp(block.norm2(x))
-    moved = block.drop_path2(f2)
-    return f1, (moved if tap == 'after' else f2), x + moved
+def attend(block, x, shape, tap='before'):
+    f = block._attn(block.norm1(x))
+    moved = block.drop_path1(f)
+    return (moved if tap == 'after' else f), x + moved
+
+
+def feed(block, x, shape, tap='before'):
+    f = block.mlp(block.norm2(x))
+    moved = block.drop_path2(f)
+    return (moved if tap == 'after' else f), x + moved
 
 
 def merge(module, x, shape):

@@ -4,16 +4,16 @@ import sys
 from mmengine.runner import CheckpointLoader
 from safetensors.torch import load_file
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from ..registry import MODELS
 from ..surgery import near, rebind
-from . import FAMILIES, family_of
+from . import FAMILIES, family_of, norm_of
+from .walk import walk
 
 
 @MODELS.register_module()
 def TimmTrunk(name, out_indices=None, norm_eps=1e-5, with_cp=False, pretrained=False, init_cfg=None, **options):
-    """A timm Swin or ViT that gives maps to OpenMMLab necks; its parameters keep timm's own names.
+    """A timm Swin, ViT or ConvNeXt that gives maps to OpenMMLab necks; its parameters keep timm's own names.
 
     Beside timm's names there is a `norm{i}` for each output, as in mmdet's Swin. What lies behind the last output is
     left out, timm's own last norm too, as by timm's `prune_intermediate_layers`.
@@ -22,7 +22,7 @@ def TimmTrunk(name, out_indices=None, norm_eps=1e-5, with_cp=False, pretrained=F
     Args:
         name (str): timm's name of the model, e.g. 'swin_base_patch4_window7_224'.
         out_indices (sequence of int): the blocks (ViT) or stages (Swin) whose output is given out. Default: the
-            last block of a ViT, every stage of a Swin.
+            last block of a ViT, every stage of the others.
         norm_eps (float): epsilon of the norms that are added.
         with_cp (bool): keep no activations inside a block, compute them again in backward.
         pretrained (bool): let timm fetch its published weights from the hub.
@@ -43,7 +43,7 @@ def TimmTrunk(name, out_indices=None, norm_eps=1e-5, with_cp=False, pretrained=F
     trunk = timm.create_model(name, pretrained=pretrained, num_classes=0, **{**size, **options})
     family = family_of(trunk)
     if family is None:
-        raise ValueError(f'TimmTrunk reads the Swin and ViT of timm; {name!r} is a {type(trunk).__name__}')
+        raise ValueError(f'TimmTrunk reads the Swin, ViT and ConvNeXt of timm; {name!r} is a {type(trunk).__name__}')
 
     parts = FAMILIES[family]
     units = parts.stages(trunk) if parts.merges(trunk) else parts.stages(trunk)[0]
@@ -55,9 +55,12 @@ def TimmTrunk(name, out_indices=None, norm_eps=1e-5, with_cp=False, pretrained=F
     trunk.out_indices = tuple(sorted(i % len(units) for i in indices))
     for i in trunk.out_indices:
         unit = units[i][0] if parts.merges(trunk) else units[i]
-        trunk.add_module(f'norm{i}', nn.LayerNorm(unit.norm1.weight.numel(), eps=norm_eps))
+        trunk.add_module(f'norm{i}', nn.LayerNorm(norm_of(unit).weight.numel(), eps=norm_eps))
     trunk.prune_intermediate_layers(list(trunk.out_indices), prune_norm=True, prune_head=True)
-    trunk.patch_embed.dynamic_img_pad = True
+    if hasattr(trunk, 'patch_embed'):
+        trunk.patch_embed.dynamic_img_pad = True
+    else:
+        trunk.head = nn.Identity()                          # ConvNeXt's keeps a norm, which nothing here would train
     trunk.with_cp = with_cp
     trunk.init_cfg = init_cfg
     rebind(trunk, 'forward', maps)
@@ -67,18 +70,7 @@ def TimmTrunk(name, out_indices=None, norm_eps=1e-5, with_cp=False, pretrained=F
 
 def maps(trunk, image):
     """The stock blocks from images (B, 3, H, W) to a tuple of normed maps (B, C, h, w)."""
-    parts = FAMILIES[family_of(trunk)]
-    taps, merges = parts.taps(trunk), parts.merges(trunk)
-    x, shape = parts.stem(trunk, image)
-    outs = []
-    for i, blocks in enumerate(parts.stages(trunk)):
-        for j, block in enumerate(blocks):
-            x = checkpoint(block, x, use_reentrant=False) if trunk.with_cp and x.requires_grad else block(x)
-            if (i, j) in taps:
-                outs.append(parts.emit(trunk, (i, j), x, shape))
-            if len(outs) == len(taps):
-                return parts.pack(trunk, outs)
-        x, shape = parts.merge(merges[i], x, shape)
+    return walk(trunk, FAMILIES[family_of(trunk)], image, lambda i, j, block, x, shape: block(x))
 
 
 def init_weights(trunk):

@@ -13,6 +13,8 @@ ROLES = dict(
     fc1=Role(r'layers\.\d+\.ffn\.(layers\.0\.0|w12)'),
     fc2=Role(r'layers\.\d+\.ffn\.(layers\.1|w3)'))
 HEAD = None
+BRANCHES = ('attn', 'mlp')
+AXIS = -1
 
 
 def of_mmseg(trunk):
@@ -67,19 +69,17 @@ def stem(trunk, image):
     return trunk.pre_norm(trunk.drop_after_pos(x)), shape
 
 
-def read(block, x, shape, tap='before'):
+def attend(block, x, shape, tap='before'):
     if hasattr(block.attn, 'out_drop'):                                 # mmpretrain: the attention adds no identity
-        def attend():
-            return block.attn(block.norm1(x))
-        drop = block.attn.out_drop
+        f, moved = branch(lambda: block.attn(block.norm1(x)), block.attn.out_drop, tap)
     else:                                                               # mmcv: it adds its own, here zero
-        def attend():
-            return block.attn(block.norm1(x), identity=0.)
-        drop = block.attn.dropout_layer
-    f1, moved = branch(attend, drop, tap)
-    x = x + moved
-    f2, moved = branch(lambda: block.ffn(block.norm2(x), identity=0.), block.ffn.dropout_layer, tap)
-    return f1, f2, x + moved
+        f, moved = branch(lambda: block.attn(block.norm1(x), identity=0.), block.attn.dropout_layer, tap)
+    return f, x + moved
+
+
+def feed(block, x, shape, tap='before'):
+    f, moved = branch(lambda: block.ffn(block.norm2(x), identity=0.), block.ffn.dropout_layer, tap)
+    return f, x + moved
 
 
 def merge(module, x, shape):

@@ -10,6 +10,8 @@ ROLES = dict(
     fc1=Role(r'blocks\.\d+\.mlp\.(fc1|w12)'),
     fc2=Role(r'blocks\.\d+\.mlp\.(fc2|w3)'))
 HEAD = r'(head|head_dist)(\..*)?'
+BRANCHES = ('attn', 'mlp')
+AXIS = -1
 
 
 def owns(trunk):
@@ -45,13 +47,16 @@ def stem(trunk, image):
     return trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(image)))), shape
 
 
-def read(block, x, shape, tap='before'):
-    f1 = block.ls1(block.attn(block.norm1(x)))
-    moved = block.drop_path1(f1)
-    f1, x = (moved if tap == 'after' else f1), x + moved
-    f2 = block.ls2(block.mlp(block.norm2(x)))
-    moved = block.drop_path2(f2)
-    return f1, (moved if tap == 'after' else f2), x + moved
+def attend(block, x, shape, tap='before'):
+    f = block.ls1(block.attn(block.norm1(x)))
+    moved = block.drop_path1(f)
+    return (moved if tap == 'after' else f), x + moved
+
+
+def feed(block, x, shape, tap='before'):
+    f = block.ls2(block.mlp(block.norm2(x)))
+    moved = block.drop_path2(f)
+    return (moved if tap == 'after' else f), x + moved
 
 
 def merge(module, x, shape):

@@ -1,16 +1,8 @@
 """A config's model and data made small enough for one step on the CPU; all else stays what it is."""
-from e3va.config import prepare
+from e3va.config import nodes, prepare
 
 WIDTHS, HEADS, NECK = [16, 32, 64, 128], [1, 2, 4, 8], 32
 SMALLER = 4             # images have a quarter of their sides, in px
-
-
-def nodes(cfg):
-    """Every dict in a config."""
-    if isinstance(cfg, dict):
-        yield cfg
-    for value in cfg.values() if isinstance(cfg, dict) else cfg if isinstance(cfg, (list, tuple)) else ():
-        yield from nodes(value)
 
 
 def reduce_model(model):

@@ -50,3 +50,14 @@ def test_sees_what_a_custom_function_saves():
 
     x = torch.randn(10, requires_grad=True)
     assert saved_bytes(lambda: Double.apply(x), nn.Module()) == FLOAT * 10 + 2 * 10
+
+
+def test_what_is_dropped_on_the_way_is_not_kept():
+    x, weight = torch.randn(5, 5), torch.randn(5, 5, requires_grad=True)
+
+    def forward():
+        costs = (x @ weight).exp()                              # both keep something, until `costs` goes
+        return (weight * costs.detach().sum()).sum()            # keeps the sum, one number
+
+    assert saved_bytes(forward, nn.ParameterList([weight])) == FLOAT
+    assert saved_bytes(lambda: (x @ weight).exp(), nn.ParameterList([weight])) == FLOAT * 2 * 25

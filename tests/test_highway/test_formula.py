@@ -137,7 +137,7 @@ def test_tap_before_droppath():
         tuned.train()
         block, tokens = tuned.stages[3].blocks[1], torch.randn(2, 9, 192)
         parts = tuned.tuning.parts
-        draws = [parts.read(block, tokens, (3, 3), tap)[0] for _ in range(8)]
+        draws = [parts.attend(block, tokens, (3, 3), tap)[0] for _ in range(8)]
         assert all(torch.equal(draws[0], draw) for draw in draws) == fixed
         assert block.attn.drop.training                                 # left as it was
         tuned(x)

@@ -32,23 +32,30 @@ class Data(BaseDataset):
         return dict(inputs=image('vit_mmpretrain', batch=1, seed=idx)[0])
 
 
-@pytest.mark.parametrize('loop,hooks,names', [
-    (dict(by_epoch=True, max_epochs=2), [], ['delta_epoch_1', 'delta_epoch_2']),
-    (dict(by_epoch=True, max_epochs=2), [dict(type='EMAHook')], ['delta_epoch_1', 'delta_epoch_2']),
-    (dict(by_epoch=False, max_iters=4), [], ['delta_iter_2', 'delta_iter_4'])])
-def test_beside_each_checkpoint(tmp_path, loop, hooks, names):
-    trunk = tmp_path / 'trunk.pth'
-    torch.save(build('vit_mmpretrain', seed=4).state_dict(), trunk)
-    runner = Runner(
-        model=Model(trunk), work_dir=str(tmp_path / 'run'), train_cfg=loop, experiment_name=f'{tmp_path}',
+def make_runner(folder, trunk, loop, by_epoch, hooks=(), **options):
+    return Runner(
+        model=Model(trunk), work_dir=str(folder / 'run'), train_cfg=loop, experiment_name=f'{folder}{options}',
         train_dataloader=dict(batch_size=2, num_workers=0, dataset=Data(), sampler=dict(
             type='DefaultSampler' if loop['by_epoch'] else 'InfiniteSampler', shuffle=True),
             collate_fn=dict(type='default_collate')),
         optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-2)), custom_hooks=hooks, randomness=dict(seed=0),
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=loop['by_epoch'],
-                                           interval=1 if loop['by_epoch'] else 2),
-                           delta=dict(type='e3va.DeltaHook')))
-    runner.train()
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=by_epoch, interval=1 if by_epoch else 2),
+                           delta=dict(type='e3va.DeltaHook')), **options)
+
+
+@pytest.fixture
+def trunk(tmp_path):
+    torch.save(build('vit_mmpretrain', seed=4).state_dict(), tmp_path / 'trunk.pth')
+    return tmp_path / 'trunk.pth'
+
+
+@pytest.mark.parametrize('loop,hooks,names', [
+    (dict(by_epoch=True, max_epochs=2), [], ['delta_epoch_1', 'delta_epoch_2']),
+    (dict(by_epoch=True, max_epochs=2), [], ['delta_iter_2', 'delta_iter_4']),
+    (dict(by_epoch=True, max_epochs=2), [dict(type='EMAHook')], ['delta_epoch_1', 'delta_epoch_2']),
+    (dict(by_epoch=False, max_iters=4), [], ['delta_iter_2', 'delta_iter_4'])])
+def test_beside_each_checkpoint(tmp_path, trunk, loop, hooks, names):
+    make_runner(tmp_path, trunk, loop, 'epoch' in names[0], hooks).train()
     files = sorted(path.stem for path in (tmp_path / 'run').glob('*.safetensors'))
     assert files == names
     checkpoint = torch.load(tmp_path / 'run' / f'{names[-1][len("delta_"):]}.pth', weights_only=False)['state_dict']
@@ -59,3 +66,16 @@ def test_beside_each_checkpoint(tmp_path, loop, hooks, names):
     # On a new model, whose trunk comes from the recorded base, it gives the checkpoint's model.
     model = e3va.load_delta(Model(trunk), tmp_path / 'run' / f'{names[-1]}.safetensors')
     assert all(torch.equal(checkpoint[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize('began_from', [None, 'whole.pth'])
+@pytest.mark.parametrize('named', [True, False], ids=['checkpoint', 'auto'])
+def test_a_resumed_run_keeps_its_base(tmp_path, trunk, began_from, named):
+    if began_from:
+        began_from = str(tmp_path / began_from)
+        torch.save(dict(state_dict=Model(trunk).state_dict()), began_from)
+    make_runner(tmp_path, trunk, dict(by_epoch=True, max_epochs=1), True, load_from=began_from).train()
+    make_runner(tmp_path, trunk, dict(by_epoch=True, max_epochs=2), True, resume=True,
+                load_from=str(tmp_path / 'run' / 'epoch_1.pth') if named else None).train()
+    bases = [delta_file.read(tmp_path / 'run' / f'delta_epoch_{i}.safetensors')[1]['base'] for i in (1, 2)]
+    assert bases == [began_from or str(trunk)] * 2

@@ -1,5 +1,6 @@
 """What a run says at its start about what trains and which weights arrived."""
 import logging
+import re
 import types
 
 import pytest
@@ -45,3 +46,11 @@ def test_random_frozen_trunk_is_warned_of(said, method, moment):
 
 def test_full_fine_tuning_from_scratch_is_not(said):
     assert not said(build('swin_mmdet', 'full'))[1]
+
+
+def test_peak_memory_is_the_process_s(said):
+    import psutil
+    text = said(build('swin_mmdet', 'e3va'), 'after_train')[0]
+    peak = float(re.search(r'peak memory: ([\d,]+) MiB', text)[1].replace(',', ''))
+    assert peak >= 0.9 * psutil.Process().memory_info().rss / 2 ** 20
+    assert peak < psutil.virtual_memory().total / 2 ** 20

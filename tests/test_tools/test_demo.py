@@ -174,6 +174,15 @@ def voc_folder(root, names=('a', 'b', 'c'), splits=('train', 'val')):
     return root
 
 
+def replace(path, old, new):
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+def without_boxes(path):
+    replace(path, '<difficult>0', '<difficult>1')                        # the other boxes are difficult or without area
+
+
 @pytest.mark.parametrize('inner', ['', 'VOC2007'])
 def test_voc_becomes_coco(tmp_path, inner):
     from mmdet.datasets import CocoDataset, XMLDataset
@@ -197,16 +206,87 @@ def test_voc_becomes_coco(tmp_path, inner):
         assert [item['ignore_flag'] for item in seen['instances']] == [0, 1]
 
 
+def coco_folder(root, splits=('train', 'val'), classes=('cell', )):
+    for split in splits:
+        (root / 'images' / split).mkdir(parents=True)
+        Image.new('RGB', (40, 30)).save(root / 'images' / split / 'a.jpg')
+        content = voc.coco([('a.jpg', 40, 30, [(name, [0, 0, 20, 10], False) for name in classes])], classes)
+        voc.write_json(root / 'annotations' / f'instances_{split}.json', content)
+    return root
+
+
 def test_coco_folder_is_used_as_it_is(tmp_path):
-    for split in ('train', 'val'):
-        (tmp_path / 'images' / split).mkdir(parents=True)
-        Image.new('RGB', (40, 30)).save(tmp_path / 'images' / split / 'a.jpg')
-        content = voc.coco([('a.jpg', 40, 30, [('cell', [0, 0, 20, 10], False)])], ['cell'])
-        voc.write_json(tmp_path / 'annotations' / f'instances_{split}.json', content)
+    coco_folder(tmp_path)
     (tmp_path / 'annotations' / 'captions_train.json').write_text(json.dumps(dict(images=[], annotations=[])))
+    boxes = (tmp_path / 'annotations' / 'instances_train.json').read_text()
+    (tmp_path / 'annotations' / 'instances_trainval.json').write_text(boxes)      # another set, of both
+    (tmp_path / 'annotations' / 'key_points_val.json').write_text(boxes)          # with boxes too, as in COCO
     assert folder.read_folder(tmp_path, tmp_path / 'cache') == dict(
         classes=['cell'], train=(f'{tmp_path}/annotations/instances_train.json', f'{tmp_path}/images/train/'),
         val=(f'{tmp_path}/annotations/instances_val.json', f'{tmp_path}/images/val/'))
+
+
+def test_coco_splits_are_told_by_words(tmp_path):
+    coco_folder(tmp_path)
+    for old, new in (('train', 'train2017'), ('val', 'Val')):
+        (tmp_path / 'annotations' / f'instances_{old}.json').rename(tmp_path / 'annotations' / f'{new}.json')
+    found = folder.read_folder(tmp_path, tmp_path / 'cache')
+    assert [Path(found[split][0]).name for split in ('train', 'val')] == ['train2017.json', 'Val.json']
+
+
+def test_coco_names_are_in_the_order_of_mmdets_labels(tmp_path):
+    from mmdet.datasets import CocoDataset
+    coco_folder(tmp_path, classes=('cell', 'blob'))
+    for file in (tmp_path / 'annotations').iterdir():
+        content = json.loads(file.read_text())
+        content['categories'].reverse()                                  # not by id
+        voc.write_json(file, content)
+    found = folder.read_folder(tmp_path, tmp_path / 'cache')
+    file, images = found['val']
+    seen = CocoDataset(ann_file=file, data_prefix=dict(img=images), metainfo=dict(classes=found['classes']),
+                       test_mode=True).get_data_info(0)['instances']
+    names = {item['id']: item['name'] for item in content['categories']}
+    assert [found['classes'][item['bbox_label']] for item in seen] == [
+        names[item['category_id']] for item in content['annotations']]
+
+
+@pytest.mark.parametrize('spoil, message', [
+    (lambda place: (place / 'instances_val.json').rename(place / 'instances_trainval.json'), 'no split val with a box'),
+    (lambda place: [(place / f'instances_{old}').rename(place / new) for old, new in (
+        ('train.json', 'train_val.json'), ('val.json', 'other.json'))],
+     'train_val.json would be train and val at once'),
+    (lambda place: (place / 'instances_train1.json').write_text((place / 'instances_train.json').read_text()),
+     'several files for train: instances_train.json, instances_train1.json; leave one'),
+    (lambda place: edit(place / 'instances_val.json', lambda content: content['categories'].reverse()),
+     r"instances_val.json has the classes \['blob', 'cell'\], another split has \['cell', 'blob'\]"),
+    (lambda place: edit(place / 'instances_val.json', lambda content: content['annotations'].clear()),
+     'no split val with a box'),
+    (lambda place: edit(place / 'instances_val.json', lambda content: [
+        item.update(iscrowd=1) for item in content['annotations']]), 'no split val with a box'),
+    (lambda place: edit(place / 'instances_val.json', lambda content: content['categories'][1].pop('name')),
+     r'instances_val.json is not a readable COCO annotation \(an entry of categories has no name\)'),
+    (lambda place: edit(place / 'instances_val.json', lambda content: content.update(annotations=dict(a=1))),
+     r'instances_val.json is not a readable COCO annotation \(its annotations are no list\)'),
+    (lambda place: edit(place / 'instances_val.json', lambda content: content['annotations'].insert(0, 7)),
+     'instances_val.json is not a readable COCO annotation'),
+])
+def test_spoilt_coco_is_named(tmp_path, spoil, message):
+    spoil(coco_folder(tmp_path, classes=('cell', 'blob')) / 'annotations')
+    with pytest.raises(ValueError, match=message):
+        folder.read_folder(tmp_path, tmp_path / 'cache')
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_test_split_without_boxes_is_left_out(tmp_path):
+    data = voc_folder(tmp_path / 'data')
+    (data / 'ImageSets/Main/test.txt').write_text('b')
+    without_boxes(data / 'Annotations' / 'b.xml')
+    assert set(folder.read_folder(data, tmp_path / 'cache')) == {'classes', 'train', 'val'}
 
 
 @pytest.mark.parametrize('spoil, message', [
@@ -214,6 +294,11 @@ def test_coco_folder_is_used_as_it_is(tmp_path):
     (lambda root: (root / 'Annotations' / 'b.xml').unlink(), 'there is no annotation .*b.xml'),
     (lambda root: (root / 'JPEGImages' / 'b.jpg').unlink(), 'there is no image .*b.jpg'),
     (lambda root: (root / 'Annotations' / 'b.xml').write_text('<annotation>'), 'b.xml is not a readable Pascal VOC'),
+    (lambda root: replace(root / 'Annotations' / 'b.xml', '<width>40', '<width>0'), r'b.xml .*its <size> is 0 x 30'),
+    (lambda root: (without_boxes(root / 'Annotations' / 'b.xml'), (root / 'ImageSets/Main/val.txt').write_text('b')),
+     'found no split val with a box'),
+    (lambda root: [without_boxes(path) for path in root.glob('Annotations/*.xml')],
+     'found no split train and no val with a box'),
     (lambda root: (root / 'Annotations').rename(root / 'boxes'), 'holds neither Annotations/ .* nor annotations/'),
 ])
 def test_spoilt_folders_are_named(tmp_path, spoil, message):
@@ -264,6 +349,42 @@ def test_unpack_is_all_or_nothing(tmp_path):
     assert place.read_text() == 'content' and [path.name for path in place.parent.iterdir()] == ['data.txt']
 
 
+def fetched(kind, tmp_path, monkeypatch, exported):
+    """A conversion of the demo, and the file or folder that it makes."""
+    import prepare
+    if kind == 'weights':
+        monkeypatch.setattr(prepare, 'fetch', lambda *_: [exported])
+        return lambda: prepare.prepare_weights(tmp_path, lambda text: None), tmp_path / 'vit_s_focus.pth'
+    if kind == 'trees':
+        rng = np.random.default_rng(0)
+        Image.fromarray(rng.integers(0, 255, (50, 70, 3), dtype=np.uint8)).save(tmp_path / 'wood.png')
+        (tmp_path / 'wood.xml').write_text('<annotation><size><width>70</width><height>50</height></size></annotation>')
+        source = dict(wood=(tmp_path / 'wood.png', tmp_path / 'wood.xml'))
+        return lambda: trees.make_tiles(source, tmp_path / 'trees', splits=dict(val=('wood', ))), tmp_path / 'trees'
+    if kind == 'wheel':
+        with zipfile.ZipFile(tmp_path / 'some.whl', 'w') as wheel:
+            wheel.writestr('data.txt', 'content' * 1000)
+        return lambda: fetch.unpack(tmp_path / 'some.whl', [tmp_path / 'data.txt'], ['data.txt']), tmp_path / 'data.txt'
+    return lambda: voc.write_json(tmp_path / 'val.json', list(range(5000))), tmp_path / 'val.json'
+
+
+@pytest.mark.parametrize('kind', ['weights', 'trees', 'wheel', 'json'])
+def test_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, exported, kind):
+    resource = pytest.importorskip('resource')
+    make, target = fetched(kind, tmp_path, monkeypatch, exported)
+    before, limit = set(tmp_path.rglob('*')), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limit[1]))          # no file may grow beyond
+    try:
+        with pytest.raises(ValueError) as error:
+            make()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert str(error.value).startswith(f'cannot write {target}: File too large; make room')
+    assert set(tmp_path.rglob('*')) == before
+    make()
+    assert target.exists() and not list(tmp_path.rglob('*.part'))
+
+
 def test_without_network_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setenv('PIP_INDEX_URL', 'http://127.0.0.1:9/simple')
     monkeypatch.setenv('PIP_RETRIES', '0')
@@ -293,19 +414,26 @@ def test_own_data_changes_only_the_data(tmp_path):
     assert cfg.optim_wrapper == trees_cfg.optim_wrapper and cfg.model.neck == trees_cfg.model.neck
 
 
-def test_a_run_ends_with_scores_rows_and_a_picture(tmp_path):
-    import io
-
-    from experiment import rows, run, task_config
-    from picture import draw
-    from rich.console import Console
-    from run import read_results, table
+def tiny_task(tmp_path, epochs):
+    """The demo's config on a tiny folder with a tiny trunk."""
+    from experiment import task_config
     voc_folder(tmp_path / 'data')
-    cfg = task_config(folder.read_folder(tmp_path / 'data', tmp_path / 'cache'), epochs=1)
+    cfg = task_config(folder.read_folder(tmp_path / 'data', tmp_path / 'cache'), epochs)
     cfg.model.backbone = dict(type='e3va.TimmTrunk', name='vit_tiny_patch16_224', patch_size=14, embed_dim=24, depth=3,
                               num_heads=2, out_indices=(0, 1, 2))
     cfg.model.neck[0].embed_dim = 24
     cfg.model.neck[1].in_channels = [24, 24, 24]
+    return cfg
+
+
+def test_a_run_ends_with_scores_rows_and_a_picture(tmp_path):
+    import io
+
+    from experiment import rows, run
+    from picture import draw
+    from rich.console import Console
+    from run import read_results, table
+    cfg = tiny_task(tmp_path, epochs=1)
     out = io.StringIO()
     result = run(cfg, 'e3va', 1, tmp_path / 'work', Console(file=out))
     assert 'e3va, seed 1: epoch 1 of 1' in out.getvalue() and result['saved_mib'] > 0 and result['train_s'] > 0
@@ -318,6 +446,140 @@ def test_a_run_ends_with_scores_rows_and_a_picture(tmp_path):
     assert width > 600 and height > 600
     Console(file=out, width=120).print(table('data', {('e3va', 1): result}, ['e3va'], [1]))
     assert f'{result["trained"]:,}' in out.getvalue()
-    (tmp_path / 'e3va_seed1').mkdir()
-    (tmp_path / 'e3va_seed1' / 'result.json').write_text(json.dumps(result))
-    assert read_results(tmp_path, dict(e3va='e3va'), [0, 1]) == {('e3va', 0): None, ('e3va', 1): result}
+    (tmp_path / 'e3va').mkdir()
+    (tmp_path / 'e3va' / 'result.json').write_text(json.dumps(result))
+    folders = {('e3va', 0): tmp_path / 'other', ('e3va', 1): tmp_path / 'e3va'}
+    assert read_results(folders) == {('e3va', 0): None, ('e3va', 1): result}
+
+
+def test_an_interrupted_run_gives_the_terminal_back_and_goes_on(tmp_path, monkeypatch):
+    import io
+
+    import experiment
+    from rich.console import Console
+    cfg, terminal = tiny_task(tmp_path, epochs=2), io.StringIO()
+
+    class Interrupted(experiment.ProgressHook):
+        def after_train_iter(self, runner, *arguments, **options):
+            super().after_train_iter(runner, *arguments, **options)
+            print('a line of some library')
+            if runner.epoch == 1:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, 'ProgressHook', Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.run(cfg, 'e3va', 0, tmp_path / 'work', Console(file=terminal, force_terminal=True))
+    seen, log = terminal.getvalue(), (tmp_path / 'work' / 'log.txt').read_text()
+    assert seen.rfind('\x1b[?25h') > seen.rfind('\x1b[?25l') >= 0                  # shown after it was hidden
+    assert 'a line of some library' in log and 'a line of some library' not in seen
+    (tmp_path / 'work').rename(tmp_path / 'moved')                       # the recorded path is gone
+    result = experiment.run(cfg, 'e3va', 0, tmp_path / 'moved', Console(file=io.StringIO()))
+    assert 'resumed epoch: 1' in (tmp_path / 'moved' / 'log.txt').read_text() and result['train_s'] > 0
+
+
+def test_the_last_whole_checkpoint_is_found(tmp_path):
+    from experiment import CONFIG, last_checkpoint
+    from mmengine.config import Config
+    assert Config.fromfile(CONFIG).default_hooks.checkpoint.max_keep_ckpts == 2
+    assert last_checkpoint(tmp_path) is None
+    (tmp_path / 'last_checkpoint').write_text('/elsewhere/epoch_9.pth')
+    assert last_checkpoint(tmp_path) is None                             # mmengine would take the missing file
+    for epoch in (8, 9, 10):
+        torch.save(dict(epoch=epoch), tmp_path / f'epoch_{epoch}.pth')
+    assert torch.load(last_checkpoint(tmp_path)) == dict(epoch=9)
+    (tmp_path / 'epoch_9.pth').unlink()
+    assert torch.load(last_checkpoint(tmp_path)) == dict(epoch=10)
+    (tmp_path / 'epoch_10.pth').write_bytes((tmp_path / 'epoch_10.pth').read_bytes()[:-100])
+    assert torch.load(last_checkpoint(tmp_path)) == dict(epoch=8)
+
+
+def test_a_split_without_boxes_has_no_score(tmp_path):
+    from experiment import percent
+    from mmdet.evaluation import CocoMetric
+    voc.write_json(tmp_path / 'val.json', voc.coco([('a.jpg', 40, 30, [('cell', [0, 0, 20, 10], True)])], ['cell']))
+    metric = CocoMetric(ann_file=str(tmp_path / 'val.json'), metric='bbox')
+    metric.dataset_meta = dict(classes=('cell', ))
+    found = dict(bboxes=torch.tensor([[20., 15., 39., 29.]]), scores=torch.tensor([0.5]), labels=torch.tensor([0]))
+    metric.process({}, [dict(img_id=0, ori_shape=(30, 40), pred_instances=found)])
+    undefined = metric.evaluate(1)
+    assert undefined['coco/bbox_mAP'] == -1
+    splits = dict(val={'coco/bbox_mAP': 0.25}, test=undefined, empty={})
+    assert percent(splits, 'coco/bbox_mAP') == dict(val=25, empty=0)
+
+
+def test_a_result_counts_for_its_settings_only(tmp_path, monkeypatch):
+    from run import result_folders
+    cfg = tiny_task(tmp_path, epochs=1)
+    (tmp_path / 'mine.py').write_text("method = dict(type='LoRA', rank=4)\n")
+    methods = dict(fixed='fixed', mine=str(tmp_path / 'mine.py'))
+
+    def folders():
+        return [str(path) for path in result_folders(tmp_path / 'out', cfg, methods, [0, 1]).values()]
+
+    first = folders()
+    assert [Path(path).name.rpartition('-')[0] for path in first] == [
+        'fixed_seed0', 'mine_seed0', 'fixed_seed1', 'mine_seed1']
+    assert folders() == first and len(set(first)) == 4
+    (tmp_path / 'mine.py').write_text("method = dict(type='LoRA', rank=8)\n")
+    second = folders()
+    assert [a == b for a, b in zip(first, second)] == [True, False, True, False]
+    cfg.optim_wrapper.optimizer.lr /= 2
+    third = folders()
+    assert not set(third) & set(second)
+    edit(Path(cfg.val_evaluator.ann_file), lambda content: content['annotations'].pop())
+    assert not set(folders()) & set(third)
+
+
+def test_methods_of_one_name_are_refused(capsys):
+    from run import parse
+    with pytest.raises(SystemExit):
+        parse(['--methods', 'e3va', 'lora', 'mine/e3va.py'])
+    assert '--methods: e3va and mine/e3va.py are both called e3va;' in capsys.readouterr().err
+
+
+def test_turned_photos_are_shown_as_the_detector_saw_them(tmp_path):
+    import mmcv
+    from picture import read
+    pixels = np.zeros((32, 48, 3), np.uint8)
+    pixels[:16, :16] = 255
+    photo = Image.fromarray(pixels)
+    exif = photo.getexif()
+    exif[0x0112] = 6                                                     # held upright
+    photo.save(tmp_path / 'a.jpg', exif=exif)
+    expected = mmcv.imread(tmp_path / 'a.jpg', channel_order='rgb')      # what LoadImageFromFile gives
+    assert expected.shape == (48, 32, 3)
+    np.testing.assert_allclose(read(tmp_path / 'a.jpg').astype(int), expected, atol=2)
+
+
+def test_a_result_is_whole_or_not_there_and_then_reused(tmp_path, monkeypatch, capsys):
+    resource = pytest.importorskip('resource')
+    import experiment
+    import run
+    data, limit = voc_folder(tmp_path / 'data'), resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setenv('E3VA_CACHE', str(tmp_path / 'cache'))
+    (tmp_path / 'cache').mkdir()
+    (tmp_path / 'cache' / 'vit_s_focus.pth').touch()
+    trained = []
+
+    def train(cfg, method, seed, work_dir, console):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit[0] if trained else 200, limit[1]))
+        trained.append(work_dir)
+        work_dir.mkdir(parents=True, exist_ok=True)
+        image = dict(image=str(data / 'JPEGImages' / 'a.jpg'), true=[[0, 1.0, 1.0, 9.0, 9.0]], predicted=[])
+        return dict(ap=dict(val=50.0), ap50=dict(val=60.0), trained=1, saved_mib=1.0, train_s=1.0, predictions=[image])
+
+    monkeypatch.setattr(experiment, 'run', train)
+    command = ['--data', str(data), '--methods', 'fixed', '--out', str(tmp_path / 'out')]
+    try:
+        with pytest.raises(SystemExit):
+            run.main(command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    place = trained[0]
+    assert f'error: cannot write {place}/result.json: File too large' in capsys.readouterr().err
+    assert list(place.iterdir()) == []
+    run.main(command)
+    run.main(command)
+    assert trained == [place, place] and json.loads((place / 'result.json').read_text())['ap'] == dict(val=50)
+    assert 'nothing left to train' in capsys.readouterr().out

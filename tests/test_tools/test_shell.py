@@ -119,7 +119,9 @@ def test_a_failing_step_is_named_and_the_next_start_goes_on_there(clone, said, m
 @pytest.mark.parametrize('kill', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_set_up_goes_on(clone, kill):
     command = ['bash', clone / 'tools' / 'setup_env.sh']
+    # Tests that run in the background were told to ignore the interrupt, and would hand that on.
     running = subprocess.Popen(command, env=environment(clone, PIP_HANGS_AT='onedl-mmcv'), start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not (clone.parent / 'machine' / 'hangs').exists():
         assert running.poll() is None, running.stderr.read()

@@ -1,5 +1,4 @@
 """Runs of two epochs through tools/train.py and tools/test.py, on stock configs of reduced width and generated data."""
-import importlib.util
 import json
 import os
 import pickle
@@ -19,6 +18,7 @@ from mmengine.runner.checkpoint import _load_checkpoint
 from mmengine.utils import ManagerMixin
 
 from e3va.datasets import synthetic
+from tests.conftest import tool
 
 ROOT = Path(__file__).parents[2]
 SWIN = 'depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8]'
@@ -95,15 +95,7 @@ default_hooks = dict(delta=dict(type='e3va.DeltaHook'))
 '''))
 
 
-def tool(name):
-    """A file of tools/ as a module."""
-    spec = importlib.util.spec_from_file_location(f'tools_{name}', ROOT / 'tools' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-train, test = tool('train'), tool('test')
+train, test = tool('train.py'), tool('test.py')
 
 
 def run(tool, *argv):

@@ -46,7 +46,7 @@ def test_classifiers(name, method):
     assert report['head'] == sum(p.numel() for key, p in stock.named_parameters() if key.startswith('head'))
 
 
-@pytest.mark.parametrize('name', ['vit_relpos_small_patch16_224', 'convnext_tiny', 'swinv2_tiny_window8_256'])
+@pytest.mark.parametrize('name', ['vit_relpos_small_patch16_224', 'convit_tiny', 'swinv2_tiny_window8_256'])
 def test_other_architectures_are_refused(name):
     with pytest.raises(ValueError, match='does not know the trunk'):
         e3va.tune(timm.create_model(name, num_classes=0), 'E3VA')

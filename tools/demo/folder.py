@@ -5,11 +5,15 @@ Both are described by the same dict: `classes`, and for each of `train`, `val` a
 """
 import hashlib
 import json
+import re
 from pathlib import Path
 
 from voc import coco, read_xml, write_json
 
 SPLITS = ('train', 'val', 'test')
+COCO = dict(                             # what mmdet and pycocotools read of an entry
+    images=('id', 'file_name', 'width', 'height'), categories=('id', 'name'),
+    annotations=('id', 'image_id', 'category_id', 'bbox', 'area', 'iscrowd'))
 
 
 def read_folder(folder, cache):
@@ -28,17 +32,17 @@ def read_folder(folder, cache):
 def read_voc(folder, cache):
     """Annotations/*.xml, ImageSets/Main/{train,val,test}.txt and JPEGImages/, one level down too (VOC2007/)."""
     lists = {path.stem: path for path in (folder / 'ImageSets' / 'Main').glob('*.txt') if path.stem in SPLITS}
-    check_splits(lists, f'{folder}/ImageSets/Main/*.txt')
     splits = {}
     for split, path in lists.items():
         # a line may carry a flag after the name (`000005 -1`)
         names = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
         if not names:
             raise ValueError(f'{path} names no image')
-        splits[split] = [voc_image(folder, name) for name in names]
+        images = [voc_image(folder, name) for name in names]
+        if any(not difficult for image in images for _, _, difficult in image[3]):
+            splits[split] = images
+    check_splits(splits, f'{folder}/ImageSets/Main/*.txt')
     classes = sorted({kind for images in splits.values() for image in images for kind, _, _ in image[3]})
-    if not classes:
-        raise ValueError(f'{folder}/Annotations holds no box in the images of {", ".join(splits)}')
     # the path tells two folders apart, the content an edited one
     text = json.dumps([str(folder), splits])
     cache = cache / f'voc_{hashlib.sha256(text.encode()).hexdigest()[:12]}'
@@ -62,30 +66,57 @@ def voc_image(folder, name):
 
 
 def read_coco(folder):
-    """annotations/*{train,val,test}*.json (`instances_` first) and the folder in which their images lie."""
+    """annotations/*.json by the split in their names; classes in the file's order, by which mmdet numbers labels."""
     found = {}
     for split in SPLITS:
-        files = sorted((folder / 'annotations').glob(f'*{split}*.json'),
-                       key=lambda path: (not path.stem.startswith('instances'), path.stem))
-        for path in files:
-            content = load_coco(path)
-            if content is None:                        # COCO's captions, key points or a test list without boxes
-                continue
-            names = [item['name'] for item in sorted(content['categories'], key=lambda item: item['id'])]
-            if found.setdefault('classes', names) != names:
-                raise ValueError(f'{path} has the classes {names}, another split has {found["classes"]}')
-            found[split] = str(path), image_folder(folder, path, split, content['images'])
-            break
+        path, content = box_file(folder / 'annotations', split)
+        if path is None:
+            continue
+        same = [other for other in SPLITS if found.get(other, ('', ))[0] == str(path)]
+        if same:
+            raise ValueError(f'{path} would be {same[0]} and {split} at once; give each split a file of its own')
+        names = [item['name'] for item in content['categories']]
+        if found.setdefault('classes', names) != names:
+            raise ValueError(f'{path} has the classes {names}, another split has {found["classes"]}: the same ones '
+                             'are needed in the same order')
+        found[split] = str(path), image_folder(folder, path, split, content['images'])
     check_splits(found, f'{folder}/annotations/*.json')
     return found
 
 
+def box_file(place, split):
+    """(path, content) of the one file with boxes whose name holds the split (`instances_` first), or (None, None)."""
+    # as a word: train2017 and instances_train are train, trainval is not
+    files = [path for path in sorted(place.glob('*.json'))
+             if re.search(rf'(?<![a-z]){split}(?![a-z])', path.stem, re.IGNORECASE)]
+    for first in (True, False):
+        boxed = {path: content for path in files
+                 if path.stem.startswith('instances') is first and (content := load_coco(path))}
+        if len(boxed) > 1:
+            raise ValueError(f'{place} holds several files for {split}: {", ".join(path.name for path in boxed)}; '
+                             'leave one there')
+        if boxed:
+            return next(iter(boxed.items()))
+    return None, None
+
+
 def load_coco(path):
+    """The content of a COCO json; None where there is no box in it: captions, a test list, crowds alone."""
     try:
         content = json.loads(path.read_text())
-        boxed = all('bbox' in item for item in content.get('annotations', [])[:1])
-        return content if content.get('annotations') and content.get('categories') and boxed else None
-    except (OSError, ValueError, AttributeError) as error:
+        parts = {part: content.get(part) or [] for part in COCO}
+        for part, items in parts.items():
+            if not isinstance(items, list):
+                raise ValueError(f'its {part} are no list')
+        if not parts['categories'] or 'bbox' not in (parts['annotations'] or [()])[0]:
+            return None
+        for part, keys in COCO.items():
+            for lacking in (key for item in parts[part] for key in keys if key not in item):
+                raise ValueError(f'an entry of {part} has no {lacking}')
+        images = {item['id'] for item in parts['images']}
+        boxed = any(item['image_id'] in images and not item['iscrowd'] for item in parts['annotations'])
+        return content if boxed else None
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(f'{path} is not a readable COCO annotation ({error})') from None
 
 
@@ -103,5 +134,5 @@ def image_folder(folder, path, split, images):
 def check_splits(found, where):
     missing = [split for split in ('train', 'val') if split not in found]
     if missing:
-        raise ValueError(f'{where}: found no split {" and no ".join(missing)}; the demo trains on train, '
-                         'scores val, and test too where there is one')
+        raise ValueError(f'{where}: found no split {" and no ".join(missing)} with a box; the demo '
+                         'trains on train, scores val, and test too where there is one')

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 matplotlib.use('Agg')                    # no display needed
 from matplotlib import pyplot as plt  # noqa: E402
@@ -24,7 +24,7 @@ def draw(path, results, classes):
     for method, result in results.items():
         scores = ', '.join(f'{split} {ap:.1f}' for split, ap in result['ap'].items())
         columns.append((f'{method} (AP {scores})', [item['predicted'] for item in result['predictions']]))
-    images = [np.asarray(Image.open(item['image']).convert('RGB')) for item in shown]
+    images = [read(item['image']) for item in shown]
     ratios = [image.shape[0] / image.shape[1] for image in images]
     figure, axes = plt.subplots(
         len(shown), len(columns), squeeze=False, height_ratios=ratios, layout='constrained',
@@ -44,3 +44,8 @@ def draw(path, results, classes):
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def read(path):
+    """An image as the detector saw it: mmcv turns a photo the way its EXIF says, PIL does not by itself."""
+    return np.asarray(ImageOps.exif_transpose(Image.open(path)).convert('RGB'))

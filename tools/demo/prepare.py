@@ -1,8 +1,9 @@
 """Fetch and convert what the demo needs: `python tools/demo/prepare.py`. A second start finds everything there."""
-import os
+import io
 import sys
 
 from fetch import FOCUS, FOREST, cache_folder, fetch
+from whole import whole
 
 
 def prepare_weights(cache, say=print):
@@ -13,9 +14,10 @@ def prepare_weights(cache, say=print):
         import torch
         from weights import read_onnx
         say(f'converting {source.name} to timm names')
-        part = target.with_name(f'{target.name}.{os.getpid()}.part')
-        torch.save(read_onnx(source), part)
-        part.replace(target)
+        content = io.BytesIO()           # on a full disk torch.save raises a RuntimeError about positions in the file
+        torch.save(read_onnx(source), content)
+        with whole(target) as part:
+            part.write_bytes(content.getbuffer())
     return target
 
 

@@ -4,7 +4,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 
 class ProgressHook(Hook):
-    """Show `title`, the epoch, the loss and the time left of a training run on `console`."""
+    """Show `title`, the epoch, the loss and the time left of a training on `console`; the caller stops the `bar`."""
 
     priority = 'VERY_LOW'
 
@@ -13,7 +13,8 @@ class ProgressHook(Hook):
         self.bar = Progress(
             TextColumn('{task.description}'), BarColumn(), TextColumn('{task.completed}/{task.total} steps'),
             TextColumn('loss {task.fields[loss]}'), TimeElapsedColumn(), TimeRemainingColumn(),
-            console=console, disable=not console.is_terminal)
+            console=console, disable=not console.is_terminal,
+            redirect_stdout=False, redirect_stderr=False)                # they go to the log, not above the bar
 
     def before_train(self, runner):
         self.bar.start()
@@ -26,9 +27,3 @@ class ProgressHook(Hook):
         if not self.console.is_terminal:
             loss = runner.message_hub.get_scalar('train/loss').mean(len(runner.train_dataloader))
             self.console.print(f'{self.title}: epoch {runner.epoch + 1} of {runner.max_epochs}, loss {loss:.2f}')
-
-    def before_val(self, runner):
-        self.bar.stop()
-
-    def after_train(self, runner):
-        self.bar.stop()

@@ -34,6 +34,11 @@ def parse(argv):
         parser.error(f'--epochs takes a number of at least 1, not {args.epochs}')
     if min(args.seeds) < 0:
         parser.error(f'--seeds takes numbers of at least 0, not {min(args.seeds)}')
+    stems = [Path(method).stem for method in args.methods]
+    for stem in stems:
+        if stems.count(stem) > 1:
+            same = ' and '.join(method for method in args.methods if Path(method).stem == stem)
+            parser.error(f'--methods: {same} are both called {stem}; give each once, or a file another name')
     return args
 
 
@@ -53,6 +58,7 @@ def demo(args, console):
     from folder import read_folder
     from picture import draw
     from prepare import prepare_trees, prepare_weights
+    from voc import write_json
 
     from e3va.checks import check, check_work_dir
     from e3va.config import load_method
@@ -66,19 +72,19 @@ def demo(args, console):
     if not found:
         prepare_trees(cache, console.print)
     cfg = task_config(found, args.epochs)
+    task = Path(args.data).absolute().name if args.data else 'trees'
+    place = out / f'{task}{digest(args.data)}_{cfg.train_cfg.max_epochs}e'
+    folders = result_folders(place, cfg, methods, args.seeds)            # the work dir set below decides nothing
     cfg.work_dir = str(out)
     check(cfg, 'train')
 
-    task = Path(args.data).absolute().name if args.data else 'trees'
-    place = out / f'{task}{digest(args.data)}_{cfg.train_cfg.max_epochs}e'
-    results = read_results(place, methods, args.seeds)
+    results = read_results(folders)
     tell_plan(console, cfg, task, methods, args.seeds, results)
     for (name, seed), result in results.items():
         if result is None:
-            folder = place / f'{name}_seed{seed}'
-            result = run(cfg, methods[name], seed, folder, console)
+            result = run(cfg, methods[name], seed, folders[name, seed], console)
             result['rows'] = rows(task, name, seed, cfg, result)
-            (folder / 'result.json').write_text(json.dumps(result))
+            write_json(folders[name, seed] / 'result.json', result)
             with open(out / 'results.jsonl', 'a') as file:
                 file.writelines(json.dumps(row) + '\n' for row in result['rows'])
             results[name, seed] = result
@@ -94,9 +100,27 @@ def digest(data):
     return f'-{hashlib.sha256(str(Path(data).resolve()).encode()).hexdigest()[:6]}' if data else ''
 
 
-def read_results(place, methods, seeds):
+def result_folders(place, cfg, methods, seeds):
+    """{(method, seed): its folder}, in the order in which they run.
+
+    A hash of the config, the method file and the annotations is part of the name: after a change of one of them
+    nothing of before is reused.
+    """
+    from e3va.config import load_method
+    common = hashlib.sha256(cfg.pretty_text.encode())
+    for split in ('train', 'val', 'test'):
+        common.update(Path(cfg[f'{split}_dataloader'].dataset.ann_file).read_bytes())
+    marks = {}
+    for name, method in methods.items():
+        mark = common.copy()
+        mark.update(load_method(method).pretty_text.encode())
+        marks[name] = mark.hexdigest()[:6]
+    return {(name, seed): place / f'{name}_seed{seed}-{marks[name]}' for seed in seeds for name in methods}
+
+
+def read_results(folders):
     """{(method, seed): result of a finished run, or None}, in the order in which they run."""
-    files = {(name, seed): place / f'{name}_seed{seed}' / 'result.json' for seed in seeds for name in methods}
+    files = {key: folder / 'result.json' for key, folder in folders.items()}
     return {key: json.loads(file.read_text()) if file.is_file() else None for key, file in files.items()}
 
 

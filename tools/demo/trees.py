@@ -3,13 +3,10 @@
 Split by image, not by chance: neighbouring tiles of one image would leak. The two large images are from one
 site (Yellowstone), 13 km apart; the small ones from two others.
 """
-import os
-import shutil
-from pathlib import Path
-
 import numpy as np
 from PIL import Image
 from voc import coco, read_xml, write_json
+from whole import whole
 
 SPLITS = dict(
     train=('2019_YELL_2_528000_4978000_image_crop2', 'SOAP_061'),
@@ -42,10 +39,8 @@ def make_tiles(sources, folder, tile=TILE, step=STEP, splits=SPLITS):
     Args:
         sources: {stem: (image path, VOC xml path)}.
     """
-    folder = Path(folder)
-    part = folder.with_name(f'{folder.name}.{os.getpid()}.part')
-    (part / 'images').mkdir(parents=True)
-    try:
+    with whole(folder) as part:
+        (part / 'images').mkdir(parents=True)
         for split, stems in splits.items():
             tiles = []
             for stem in stems:
@@ -60,8 +55,3 @@ def make_tiles(sources, folder, tile=TILE, step=STEP, splits=SPLITS):
                         Image.fromarray(seen).save(part / 'images' / name)
                         tiles.append((name, seen.shape[1], seen.shape[0], cut(objects, left, top, tile)))
             write_json(part / f'{split}.json', coco(tiles, ['tree']))
-        if folder.exists():
-            shutil.rmtree(folder)
-        part.replace(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

@@ -1,8 +1,8 @@
 """Pascal VOC annotations (XML) as COCO json, so that one dataset class and one evaluator serve both."""
 import json
-import os
-from pathlib import Path
 from xml.etree import ElementTree
+
+from whole import whole
 
 
 def read_xml(path, offset=0):
@@ -14,6 +14,8 @@ def read_xml(path, offset=0):
     try:
         root = ElementTree.parse(path).getroot()
         width, height = (int(float(root.findtext(f'size/{side}'))) for side in ('width', 'height'))
+        if min(width, height) < 1:
+            raise ValueError(f'its <size> is {width} x {height}')
         objects = []
         for item in root.iter('object'):
             left, top, right, bottom = (float(item.findtext(f'bndbox/{side}')) - offset
@@ -44,9 +46,6 @@ def coco(images, classes):
 
 
 def write_json(path, content):
-    """Write `content` as json; an interrupted call leaves no half file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    part.write_text(json.dumps(content))
-    part.replace(path)
+    """Write `content` as json; an interrupted call leaves no half file, a full disk is a ValueError."""
+    with whole(path) as part:
+        part.write_text(json.dumps(content))

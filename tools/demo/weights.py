@@ -10,6 +10,8 @@ import onnx
 import torch
 from onnx import numpy_helper
 
+from e3va.datasets.checkpoints import mmpretrain_vit
+
 # module path in the graph (Hugging Face's DINOv2) -> name in timm
 NAMES = {
     'norm1': 'norm1',
@@ -85,25 +87,9 @@ def position(graph, given, path):
     return torch.cat([found['Concat'][0], found['Reshape'][0]], dim=1)
 
 
-# timm's name -> mmpretrain's, the first that matches
-MMPRETRAIN = (
-    (r'patch_embed\.proj\.', 'patch_embed.projection.'),
-    (r'blocks\.(\d+)\.norm', r'layers.\1.ln'),
-    (r'blocks\.(\d+)\.attn\.', r'layers.\1.attn.'),
-    (r'blocks\.(\d+)\.ls1\.gamma', r'layers.\1.attn.gamma1.weight'),
-    (r'blocks\.(\d+)\.mlp\.fc1\.', r'layers.\1.ffn.layers.0.0.'),
-    (r'blocks\.(\d+)\.mlp\.fc2\.', r'layers.\1.ffn.layers.1.'),
-    (r'blocks\.(\d+)\.ls2\.gamma', r'layers.\1.ffn.gamma2.weight'),
-    (r'norm\.', 'ln1.'))
-
-
 def for_mmpretrain(state):
     """The same weights under the names of mmpretrain's `VisionTransformer(arch='dinov2-s', layer_scale_init_value=1.)`.
 
     Its images are 518 px with patches of 14 (`img_size=518, patch_size=14`) for the original position grid.
     """
-    renamed = {}
-    for name, value in state.items():
-        pattern, target = next(((p, t) for p, t in MMPRETRAIN if re.match(p, name)), ('', ''))
-        renamed[re.sub(f'^{pattern}', target, name)] = value
-    return renamed
+    return {name.removeprefix('backbone.'): value for name, value in mmpretrain_vit(state).items()}

@@ -1,0 +1,237 @@
+"""What the highway keeps between forward and backward.
+
+Between two joins the highway is a sum, e' = e + sum of A(f): every adapter there receives the same gradient, that of
+e', and e receives it unchanged. So the backward needs only the adapters' inputs f, in any order; what lies inside an
+adapter is computed again. The inputs can be held in fewer bits, or not at all: then the frozen blocks run again, and
+each input is dropped as soon as its adapter has its gradient.
+"""
+import contextlib
+import dataclasses
+from typing import Callable, Optional
+
+import torch
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How a tensor is held: `pack` gives a tuple of tensors, `unpack(dtype, *packed)` the tensor again."""
+
+    pack: Callable
+    unpack: Callable
+
+
+def compact(x):
+    """x itself, or a copy where it is a view that keeps more alive: a Swin cuts its branch out of padded windows."""
+    return x.clone() if x.untyped_storage().nbytes() > x.nbytes else x,
+
+
+def to_bf16(x):
+    return x.bfloat16() if x.element_size() >= 4 else compact(x)[0],
+
+
+def to_int8(x):
+    """With a scale for each token; the error is at most half a step of 1/127 of the token's largest value."""
+    scale = x.abs().amax(-1, keepdim=True).float().clamp_min(torch.finfo(torch.float32).tiny) / 127
+    return (x / scale).round_().to(torch.int8), scale
+
+
+FORMS = dict(
+    exact=Form(compact, lambda dtype, x: x),
+    bf16=Form(to_bf16, lambda dtype, x: x.to(dtype)),
+    int8=Form(to_int8, lambda dtype, x, scale: (x * scale).to(dtype)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """Forms of the adapters' inputs (None: they are computed again) and of the stream at joins and merges."""
+
+    inputs: Optional[str]
+    stream: str
+
+
+MODES = dict(exact=Mode('exact', 'exact'), bf16=Mode('bf16', 'bf16'), int8=Mode('int8', 'bf16'),
+             stream=Mode(None, 'exact'), stream_bf16=Mode(None, 'bf16'))
+
+
+class Surroundings:
+    """The autocast setting, and on request the random state, in which something is computed and computed again."""
+
+    def __init__(self, x, draws=False):
+        kind = x.device.type
+        self.autocast = dict(device_type=kind, dtype=torch.get_autocast_dtype(kind),
+                             enabled=torch.is_autocast_enabled(kind))
+        self.random = (torch.get_rng_state(), *get_device_states(x)) if draws else None
+
+    @contextlib.contextmanager
+    def again(self):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.autocast(**self.autocast))
+            if self.random is not None:
+                state, devices, states = self.random
+                stack.enter_context(torch.random.fork_rng(devices))
+                torch.set_rng_state(state)
+                set_device_states(devices, states)
+            yield
+
+
+def plain():
+    """Whether to leave everything to autograd: nothing is recorded, or torch.compile decides what is kept."""
+    return not torch.is_grad_enabled() or torch.compiler.is_compiling()
+
+
+@dataclasses.dataclass
+class Segment:
+    """Blocks of the trunk up to the next join or merge, with the pair of adapters beside each of them."""
+
+    trunk: torch.nn.Module
+    shape: tuple
+    pairs: list
+    blocks: list
+
+    def __call__(self, c, l, mode):
+        """Run the highway c and the trunk's tokens l, each (B, ..., C), to the end of the segment."""
+        if plain():
+            return self.run(c, l, own=self.side.beside(self.blocks[0]) and not torch.is_grad_enabled())
+        return Highway.apply(self, mode, c, l, *self.trained())
+
+    @property
+    def side(self):
+        return self.trunk.e3va
+
+    def trained(self):
+        return list(dict.fromkeys(parameter for pair in self.pairs for parameter in pair.parameters()
+                                  if parameter.requires_grad))
+
+    def attend(self, block, l):
+        with torch.no_grad():                                           # the decorator breaks torch.compile's graph
+            return self.trunk.tuning.parts.attend(block, l, self.shape, self.side.tap)
+
+    def feed(self, block, l):
+        with torch.no_grad():
+            return self.trunk.tuning.parts.feed(block, l, self.shape, self.side.tap)
+
+    def run(self, c, l, keep=None, own=False):
+        """The two streams' new values; `keep` is called with each branch output, `own` lets c be changed in place."""
+        side, whole = self.side, self.side.skip and not self.side.beside(self.blocks[0])     # whole: c is e itself
+        c = c.contiguous() if own else c.clone(memory_format=torch.contiguous_format)
+        for block, pair in zip(self.blocks, self.pairs):
+            f, l = self.attend(block, l)
+            onwards = side.add_attention(c, pair, f)
+            if whole:
+                c += f
+            if keep:
+                keep(f)
+            del f                                                       # before the MLP takes its memory
+            f, l = self.feed(block, l)
+            side.add_mlp(c, pair, f, onwards)
+            if whole:
+                c += f
+            if keep:
+                keep(f)
+        return c.add_(side.biases(self.pairs)), l
+
+    def reread(self, l):
+        """The branch outputs of each block, once more."""
+        for block in self.blocks:
+            f1, l = self.attend(block, l)
+            f2, l = self.feed(block, l)
+            yield f1, f2
+
+
+class Highway(Function):
+    """A segment (equation 8); trained are the adapters, and whatever c comes from."""
+
+    @staticmethod
+    def forward(ctx, segment, mode, c, l, *parameters):
+        ctx.segment, ctx.dtype, ctx.form, kept = segment, l.dtype, FORMS[mode.inputs or mode.stream], []
+        ctx.streams = mode.inputs is None
+        ctx.surroundings = Surroundings(l, ctx.streams)
+        if parameters and ctx.streams:
+            kept += ctx.form.pack(l)
+        c, l = segment.run(c, l, (lambda f: kept.extend(ctx.form.pack(f))) if parameters and not ctx.streams else None)
+        ctx.save_for_backward(*parameters, *kept)
+        ctx.mark_non_differentiable(l)
+        return c, l
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient, _):
+        count, saved, segment = len(ctx.needs_input_grad) - 4, ctx.saved_tensors, ctx.segment
+        trained, kept = segment.trained(), saved[count:]
+        if len(trained) != count or not all(map(same, saved, trained)):
+            raise RuntimeError('the adapters were given other parameters, or other ones were frozen, between forward '
+                               'and backward: do it before the forward or after the backward')
+        if not trained:
+            return None, None, gradient, None
+        g = gradient.reshape(-1, gradient.shape[-1])
+        total, found = g.sum(0, dtype=torch.promote_types(g.dtype, torch.float32)), {}
+        with ctx.surroundings.again():
+            if ctx.streams:
+                inputs = segment.reread(ctx.form.unpack(ctx.dtype, *kept))
+            else:
+                inputs = unpacked(kept, 2 * len(segment.pairs), ctx.form, ctx.dtype)
+            for pair, (f1, f2) in zip(segment.pairs, inputs):
+                for parameter, value in segment.side.gradients(pair, f1, f2, g, total):
+                    found[parameter] = found[parameter] + value if parameter in found else value
+        return None, None, gradient, None, *(found[parameter] for parameter in trained)
+
+
+def same(a, b):
+    """Whether two tensors are one in memory; autograd gives out what it has saved as another object."""
+    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
+
+
+def unpacked(kept, count, form, dtype):
+    """Pairs of the `count` tensors whose packed forms follow one another in `kept`."""
+    size = len(kept) // count
+    for i in range(0, len(kept), 2 * size):
+        yield tuple(form.unpack(dtype, *kept[j:j + size]) for j in (i, i + size))
+
+
+def hold(form, x):
+    """The packed form of x where a backward may need it."""
+    return () if plain() else form.pack(x.detach())
+
+
+def again(run, form, held, x, modules):
+    """run(x), a tensor or several, keeping of x only `held`, its packed form; what lies inside is computed again.
+
+    torch's own checkpoint does it where x itself is kept.
+
+    Args:
+        modules: those whose trained parameters run(x) may use.
+    """
+    if plain():
+        return run(x)
+    if form is FORMS['exact']:
+        return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)
+    trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    out = Again.apply(run, form, held, x, *trained)
+    return list(out) if isinstance(out, tuple) else out
+
+
+class Again(Function):
+    """See `again`."""
+
+    @staticmethod
+    def forward(ctx, run, form, held, x, *parameters):
+        ctx.run, ctx.form, ctx.dtype, ctx.surroundings = run, form, x.dtype, Surroundings(x)
+        ctx.save_for_backward(*parameters, *held)
+        out = run(x)
+        return out if isinstance(out, torch.Tensor) else tuple(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *gradients):
+        count, saved = len(ctx.needs_input_grad) - 4, ctx.saved_tensors
+        parameters, held = saved[:count], saved[count:]
+        with ctx.surroundings.again(), torch.enable_grad():
+            x = ctx.form.unpack(ctx.dtype, *held).detach().requires_grad_(ctx.needs_input_grad[3])
+            out = ctx.run(x)
+            outs = (out,) if isinstance(out, torch.Tensor) else tuple(out)
+        wanted = [tensor for tensor in (x, *parameters) if tensor.requires_grad]
+        found = iter(torch.autograd.grad(outs, wanted, gradients, allow_unused=True))
+        return None, None, None, *(next(found) if needed else None for needed in ctx.needs_input_grad[3:])

@@ -1,0 +1,64 @@
+"""9. Two processes under DDP: the gradients of one process on the joined batch."""
+import os
+import socket
+
+import pytest
+import torch
+from torch import distributed, multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.conftest import TRUNKS, build, distance, image, stir, tensors
+
+METHODS = ('full', 'lora', 'e3va', 'e3va_stream', 'e3va_trainable')
+PAIRS = [(trunk, method) for trunk in ('swin_mmdet', 'swin_mmpretrain', 'swin_timm', 'vit_mmpretrain', 'vit_timm')
+         for method in METHODS if (method, trunk[:3]) != ('e3va_trainable', 'vit')]
+
+
+def model_of(trunk, method):
+    changes = dict(drop_path_rate=0.) if 'drop_path_rate' in TRUNKS[trunk][1] else {}
+    torch.manual_seed(0)
+    model = build(trunk, method, **changes)
+    stir(model)
+    return model.train()
+
+
+def gradients(model, images):
+    """Of a loss that is a mean over images."""
+    outs = tensors(model(images))
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(out.shape[1:], generator=generator) for out in outs]
+    sum((out * weight).flatten(1).mean(1).mean() for out, weight in zip(outs, weights)).backward()
+    return [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+
+
+def one_of_two(rank, port, folder):
+    """Run in each process: its half of the batch; the first process writes the gradients down."""
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    distributed.init_process_group('gloo', rank=rank, world_size=2)
+    try:
+        for trunk, method in PAIRS:
+            model = DistributedDataParallel(model_of(trunk, method), find_unused_parameters=False)
+            found = gradients(model, image(trunk, batch=4)[2 * rank:2 * rank + 2])
+            if rank == 0:
+                torch.save(found, folder / f'{trunk}-{method}.pth')
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('two_processes')
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(one_of_two, (port, folder), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize('trunk,method', PAIRS)
+def test_gradients_of_two_processes(folder, trunk, method):
+    want = gradients(model_of(trunk, method), image(trunk, batch=4))
+    got = torch.load(folder / f'{trunk}-{method}.pth')
+    assert all(float(gradient.abs().max()) > 0 for gradient in want)
+    assert distance(want, got) <= 1e-6

@@ -1,0 +1,61 @@
+"""What only a trunk without gradient can do: the fused kernel, fewer bits, compiled blocks."""
+import pytest
+import torch
+
+import e3va
+from tests.conftest import TRUNKS, build, distance, image, pair, projected
+
+
+def quick(**options):
+    return dict(type='E3VA', rank=2, **options)
+
+
+@pytest.mark.parametrize('batch', [1, 3])
+@pytest.mark.parametrize('trunk', [name for name in TRUNKS if name.startswith('swin_mm')])
+def test_fused_attention_is_the_stock_one(trunk, batch):
+    """Shifted and padded windows, the masks of several images; against the stock trunk."""
+    stock, tuned = pair(trunk, quick(attention='fused'))
+    for module in stock.modules():
+        if hasattr(module, 'relative_position_bias_table'):
+            torch.nn.init.normal_(module.relative_position_bias_table)
+    tuned.load_state_dict(stock.state_dict(), strict=False)
+    stock.eval(), tuned.eval()
+    x = image(trunk, batch)
+    assert 0 < distance(stock(x), tuned(x)) <= 1e-5
+
+
+@pytest.mark.parametrize('trunk', ['swin_mmdet', 'swin_timm', 'vit_mmpretrain', 'vit_timm'])
+def test_half_the_bytes(trunk):
+    """The blocks' linear layers in bfloat16 and nothing else, its values those of the file; within its 8 bits."""
+    stock, tuned = pair(trunk, quick(trunk_weights='bf16'))
+    state = tuned.state_dict()
+    matrices = {f'{name}.{leaf}' for name, module in stock.named_modules() if isinstance(module, torch.nn.Linear)
+                and ('blocks' in name or 'layers' in name) and 'downsample' not in name
+                for leaf, value in module.named_parameters()}
+    assert matrices
+    for name, value in stock.state_dict().items():
+        assert state[name].dtype == (torch.bfloat16 if name in matrices else value.dtype), name
+        assert torch.equal(state[name], value.to(state[name].dtype)), name
+    assert e3va.report(tuned)['frozen_bytes'] < 0.8 * 4 * e3va.report(tuned)['frozen']
+    stock.eval(), tuned.eval()
+    x = image(trunk)
+    for want, got in zip(stock(x), tuned(x)):
+        assert (want - got).abs().max() <= 0.02 * want.abs().max()
+    tuned.train()
+    projected(tuned(x)).backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in tuned.parameters() if parameter.requires_grad)
+
+
+def test_compiled_blocks():
+    torch._dynamo.reset()
+    plain, tuned = (build('vit_timm', quick(trunk_compile=flag), depth=2, out_indices=(1,)).eval()
+                    for flag in (False, True))
+    tuned.load_state_dict(plain.state_dict())
+    assert all(block.attn._compiled_call_impl and block.mlp._compiled_call_impl for block in tuned.blocks)
+    x = image('vit_timm')
+    assert distance(plain(x), tuned(x)) <= 1e-5
+
+
+def test_half_linear_follows_the_model_s_type():
+    _, tuned = pair('swin_mmdet', quick(trunk_weights='bf16'))
+    assert tuned.double().eval()(image('swin_mmdet').double())[0].dtype == torch.double
