@@ -93,7 +93,7 @@ setup(
             'onedl-mmpretrain>=1.3.6,<1.4',
             'timm>=1.0.31,<1.1',
         ],
-        'tests': ['pytest>=9,<10', 'pytest-timeout>=2.4,<3', 'onnx>=1.23,<2'],
+        'tests': ['pytest>=9,<10', 'pytest-timeout>=2.4,<3', 'onnx>=1.23,<2', 'torchao>=0.18,<0.19'],
     },
     cmdclass=dict(build_py=BuildWithMim, bdist_wheel=WheelWithMim, develop=DevelopWithMim, sdist=SourceWithMim),
     zip_safe=False,

@@ -18,7 +18,7 @@ def is_changed(trunk, name):
         return True
     parent, _, leaf = name.rpartition('.')
     module = trunk.get_submodule(parent)
-    if leaf in module._parameters:
+    if module._parameters.get(leaf) is not None:
         return module._parameters[leaf].requires_grad
     return any(parameter.requires_grad for parameter in module._parameters.values() if parameter is not None)
 

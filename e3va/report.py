@@ -1,5 +1,6 @@
 """What a tuned model trains and what it costs to store."""
 from .delta import is_changed
+from .layers import Int8Linear
 from .tuned import find_tuned
 
 
@@ -51,6 +52,10 @@ def report(model):
             rows.append(dict(name=name, shape=tuple(parameter.shape), trained=parameter.numel(), bytes=size, part=part))
         elif name not in outside:
             frozen, frozen_bytes = frozen + parameter.numel(), frozen_bytes + size
+    for module in trunk.modules():
+        if isinstance(module, Int8Linear):                              # its weight is no parameter
+            frozen += module.levels.numel()
+            frozen_bytes += sum(value.numel() * value.element_size() for value in (module.levels, module.scale))
     inside = [row for row in rows if row['part'] != 'head']
     delta_bytes = sum(value.numel() * value.element_size() for name, value in trunk.state_dict().items()
                       if name not in tuning.head and is_changed(trunk, name))

@@ -27,9 +27,12 @@ def find(trunk, pattern, kind=nn.Module):
 
 
 def replace(trunk, name, new):
-    """Put the module `new` where `trunk` has the module `name`."""
+    """Put the module `new` where `trunk` has the module `name`; None takes it away."""
     parent, _, leaf = name.rpartition('.')
-    setattr(trunk.get_submodule(parent), leaf, new)
+    if new is None:
+        delattr(trunk.get_submodule(parent), leaf)
+    else:
+        setattr(trunk.get_submodule(parent), leaf, new)
 
 
 def swap(trunk, pattern, make, kind=nn.Linear):

@@ -137,13 +137,14 @@ def tune(module, method, config=None):
             trunk.frozen_stages = -1            # the method says what trains; the stock train() would freeze it again
         for name, parameter in trunk.named_parameters():
             parameter.requires_grad_(name in head)
+    stock = [name for name, _ in trunk.named_parameters()]              # an edited layer may hold them otherwise
     method.apply(trunk, parts)
     method.adapt_out_norms(trunk, parts)
     if config and not config.get('pretrained'):                         # a module that was given keeps what it has
         own = parts.out_norms(trunk) if parts else []
-        trunk.tuning.fresh = {name for name, parameter in trunk.named_parameters()
-                              if name in trunk.tuning.keys and not parameter.requires_grad
-                              and name.rpartition('.')[0] not in own and not re.fullmatch(r'norm\d+\..*', name)}
+        trained = {name for name, parameter in trunk.named_parameters() if parameter.requires_grad}
+        trunk.tuning.fresh = {name for name in stock if name not in trained and name.rpartition('.')[0] not in own
+                              and not re.fullmatch(r'norm\d+\..*', name)}
     loading.watch(trunk)
     rebind(trunk, 'train', train)
     if method.hook:

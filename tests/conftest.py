@@ -1,6 +1,7 @@
 """Small stock trunks of every family, and the methods, for tests that run over all pairs."""
 import copy
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,31 @@ METHODS = dict(
     fixed_norms=dict(type='Fixed', train_out_norms=True),
     lora=dict(type='LoRA', rank=3, alpha=6, roles=('q', 'v', 'proj', 'fc1', 'fc2')),
     # added modules
+    adapter=dict(type='Adapter', rank=4, activation='quick_gelu', dropout=0.1, init='xavier'),
+    adapter_zero=dict(type='Adapter', rank=4),
+    adapter_pfeiffer=dict(type='AdapterPfeiffer', rank=4, bias=False),
+    adaptformer=dict(type='AdaptFormer', rank=4, branches=('attn', 'mlp')),
+    lorand=dict(type='LoRand', rank=2),
+    lorand_before=dict(type='LoRand', branches=3, rank=2, mid=5, second='before'),
+    compacter=dict(type='Compacter', rank=4, n=2),
+    mona=dict(type='Mona', rank=4),
     # weights
+    bitfit=dict(type='BitFit'),
+    norm_tuning=dict(type='NormTuning'),
+    partial=dict(type='Partial', blocks=2),
+    ssf=dict(type='SSF'),
+    fact_tt=dict(type='FacT', rank=3, scale=0.5),
+    fact_tk=dict(type='FacT', rank=4, variant='tk'),
+    fact_tk_paper=dict(type='FacT', rank=4, variant='tk', pieces='paper', roles=('q', 'k', 'fc1', 'fc2')),
+    repadapter=dict(type='RepAdapter', rank=4, scale=0.5),
+    repadapter_attn=dict(type='RepAdapter', rank=3, groups=3, branches='attn'),
+    fourierft=dict(type='FourierFT', n=40, scale=10.),
+    fourierft_zero=dict(type='FourierFT', n=40, scale=10., init='zero', roles=('k', 'v', 'proj', 'fc2')),
+    mora=dict(type='MoRA', rank=2, roles=('q', 'v', 'proj', 'fc1', 'fc2')),
+    mora_share=dict(type='MoRA', rank=2, variant='share'),
     # prompts
+    vpt_deep=dict(type='VPT', tokens=2, deep=True, dropout=0.1),
+    vpt_shallow=dict(type='VPT', tokens=3, deep=False),
     e3va=dict(type='E3VA', rank=2),
     e3va_sum=dict(type='E3VA', rank=2, join='sum', skip=False, init='random'),
     e3va_post=dict(type='E3VA', rank=2, join='post', tap='after', trunk_mode='config'),
@@ -58,6 +82,7 @@ METHODS = dict(
     e3va_stream=dict(type='E3VA', rank=2, mode='stream', trunk_mode='config'),
     e3va_int8=dict(type='E3VA', rank=2, mode='int8'),
     e3va_quick=dict(type='E3VA', rank=2, attention='fused', trunk_weights='bf16'),
+    e3va_int8_trunk=dict(type='E3VA', rank=2, trunk_weights='int8'),
     e3va_trainable=dict(type='E3VA', rank=2, downsampling='trainable', preset='paper'),
 )
 
@@ -145,6 +170,17 @@ def config_folder(tmp_path, monkeypatch, request):
     for name, text in request.module.CONFIGS.items():
         (tmp_path / f'{name}.py').write_text(text)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def peft(monkeypatch):
+    """HF PEFT, the reference; tools/setup_env.sh puts it into a folder of its own, .venv/peft.
+
+    It needs transformers, and where that is found mmengine imports it too (seconds) and mmpretrain breaks (version 5).
+    """
+    import mmpretrain.models  # noqa: F401 so it comes first
+    monkeypatch.setattr(sys, 'path', [*sys.path, str(Path(sys.prefix, 'peft'))])
+    return pytest.importorskip('peft')
 
 
 @pytest.fixture(autouse=True)

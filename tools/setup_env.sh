@@ -70,7 +70,7 @@ step() {
         echo "Setting up $venv: about 15 minutes on two cores when nothing is there yet (details: $log)"
         mkdir -p "$venv" && touch "$steps" || stop "$venv cannot be written"
     fi
-    echo "[$number/7] $message"
+    echo "[$number/8] $message"
     sed -i "$number,\$d" "$steps"
     "$@" >"$log" 2>&1 || explain "$message"
     echo "$*" >>"$steps"
@@ -126,7 +126,8 @@ install_mmcv() {
 }
 
 check_imports() {
-    (cd / && "$python" -c 'import e3va, mmcv.ops, mmdet.apis, mmseg.apis, mmpretrain, timm, onnx, pytest')
+    (cd / && "$python" -c 'import e3va, mmcv.ops, mmdet.apis, mmseg.apis, mmpretrain, timm, onnx, pytest' &&
+        "$python" -c 'import e3va, sys; sys.path.append(sys.argv[1]); import peft' "$venv/peft")
 }
 
 if command -v flock >/dev/null; then
@@ -143,7 +144,11 @@ step 'install numpy, opencv and build tools (1 min)' \
 step "compile mmcv's operators (10 min on two cores, 1 min when pip has them in its cache)" install_mmcv onedl-mmcv
 step 'install mmdetection, mmsegmentation, mmpretrain, timm and test tools (3 min)' \
     pip_install onedl-mmdetection onedl-mmsegmentation onedl-mmpretrain timm safetensors rich matplotlib \
-    pytest pytest-timeout onnx
+    pytest pytest-timeout onnx torchao
+# HF PEFT, which tests compare with, stays out of the other packages' sight: where transformers is found, mmengine imports
+# it at every start, and mmpretrain breaks (transformers 5 lacks what its multi-modal models import).
+step 'install HF PEFT into a folder of its own, .venv/peft, for tests (1 min)' \
+    pip_install --no-deps --upgrade --target "$venv/peft" peft transformers accelerate tokenizers
 step 'install e3va (10 s)' pip_install --no-deps --no-build-isolation --editable "$root"
 step 'check that everything imports (20 s)' check_imports
 echo "$venv is ready"

@@ -39,7 +39,7 @@ def training(model, data, dtype):
         step.backward(loss)
         del loss
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        kept = unique_bytes([*model.parameters(), *gradients, *state])
+        kept = unique_bytes([*model.parameters(), *model.buffers(), *gradients, *state])
         step.update()
         peak = there + live.peak
         del gradients, state
@@ -55,7 +55,7 @@ def training(model, data, dtype):
         forward = counter.get_total_flops()
         step.backward(loss.pop())
         backward = counter.get_total_flops() - forward
-    return dict(kept_bytes=kept, saved_bytes=saved, alive_bytes=alive, peak_bytes=peak,
+    return dict(kept_bytes=kept, saved_bytes=saved, total_bytes=kept + saved, alive_bytes=alive, peak_bytes=peak,
                 forward_gflops=forward / 1e9, backward_gflops=backward / 1e9)
 
 

@@ -175,6 +175,8 @@ def ratios(row, rows):
     fixed, full = rows.get('fixed'), rows.get('full')
     out = {f'step_to_{name}': row['step_ms'] / other['step_ms']
            for name, other in (('fixed', fixed), ('full', full)) if other}
+    if full:
+        out['total_to_full'] = row['total_bytes'] / full['total_bytes']
     if fixed and full and full['saved_bytes'] > fixed['saved_bytes']:
         out['saved_fraction'] = ((row['saved_bytes'] - fixed['saved_bytes'])
                                  / (full['saved_bytes'] - fixed['saved_bytes']))

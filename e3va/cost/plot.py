@@ -29,8 +29,7 @@ def plot(rows, path):
         axes.set(title=title, ylabel=f'memory, {name}', xlabel='time of a training step, s (median, min to max)')
         axes.set_xlim(0, 1.25 * max(row['step_ms_max'] for row in rows) / 1e3)
         axes.set_ylim(0, 1.15 * max(row[key] for row in rows) / unit or 1)
-        axes.grid(alpha=0.25)
-        axes.spines[['top', 'right']].set_visible(False)
+        clean(axes)
         axes.annotate('better', (0.02, 0.02), (0.09, 0.09), xycoords='axes fraction', color='0.6', fontsize=9,
                       arrowprops=dict(arrowstyle='->', color='0.6'))
     figure.suptitle(f'{head["config"]}\n{head["height"]}x{head["width"]}, batch {head["batch"]}, {head["dtype"]}, '
@@ -41,6 +40,11 @@ def plot(rows, path):
         label(axes, [row['method'] for row in rows])
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def clean(axes):
+    axes.grid(alpha=0.25)
+    axes.spines[['top', 'right']].set_visible(False)
 
 
 def label(axes, names):

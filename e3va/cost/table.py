@@ -8,8 +8,10 @@ COLUMNS = dict(
     trained='trained parameters of trunk and method',
     trained_head='trained parameters of neck and heads',
     delta_bytes='payload of what is trained in trunk and method',
-    kept_bytes='weights, gradients and moments of AdamW of the whole model',
+    kept_bytes='weights, buffers, gradients and moments of AdamW of the whole model',
     saved_bytes='what autograd keeps for backward: storages, each once, without parameters and buffers',
+    total_bytes='kept and saved together',
+    total_to_full='total_bytes / that of full',
     alive_bytes='storages that the forward allocated and that are there when it has given its loss: confirms saved',
     peak_bytes='most that is allocated in a training step, weights and moments included. On CUDA by its allocator, '
                'else counted where operators are dispatched: what a kernel takes inside is not seen',
@@ -42,6 +44,8 @@ def tables(rows):
         'weights, grads,\nAdam': lambda row: mib(row['kept_bytes']),
         'saved for\nbackward': lambda row: mib(row['saved_bytes']),
         '(method - fixed)\n/ (full - fixed)': lambda row: number(row.get('saved_fraction'), 3),
+        'all of\nthese': lambda row: mib(row['total_bytes']),
+        '/ full': lambda row: number(row.get('total_to_full'), 3),
         'alive after\nforward': alive,
         'peak of\na step': lambda row: mib(row['peak_bytes'])})
     time = table('Time of a training step', rows, {

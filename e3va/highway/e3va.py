@@ -8,14 +8,17 @@ from functools import partial
 
 from torch import nn
 
-from ..layers import DualLowRank, HalfLinear
+from ..layers import DualLowRank, HalfLinear, Int8Linear
 from ..methods.base import Method, choice, integer
 from ..registry import METHODS
-from ..surgery import rebind, swap
+from ..surgery import swap
+from ..trunks import used
+from ..trunks.walk import reroute
 from .adapter import Adapter, Dense
 from .segment import MODES
 from .side import Side, highway
 
+WEIGHTS = dict(bf16=HalfLinear, int8=Int8Linear)
 PAPER = dict(init='random', trunk_mode='config')
 
 
@@ -39,8 +42,9 @@ class E3VA(Method):
             'stream': only what lies between stages, the frozen blocks run again; 'stream_bf16': that in fewer bits.
         attention (str): 'stock', or 'fused': torch's fused kernel in the blocks of OpenMMLab's Swins, equal up to
             rounding (the other trunks have it anyway).
-        trunk_weights (str): 'stock', or 'bf16': the frozen linear layers of the blocks in half the bytes, and their
-            products in bfloat16. What the highway inherits, the downsampling, stays as it is.
+        trunk_weights (str): 'stock', or the frozen linear layers of the blocks in fewer bits: 'bf16' (half the bytes of
+            fp32, products in bfloat16) or 'int8' (a quarter, by torchao). What the highway inherits, the downsampling,
+            stays as it is.
         trunk_compile (bool): compile attention and MLP of each frozen block (`torch.compile`).
         preset (str): 'paper' sets what the authors' earlier code does: init='random', trunk_mode='config'.
         train_out_norms (bool): train the norms before the FPN (Table 6: trained).
@@ -64,28 +68,20 @@ class E3VA(Method):
         self.tap = choice('tap', tap, ('before', 'after'))
         self.mode = choice('mode', mode, tuple(MODES))
         self.attention = choice('attention', attention, ('stock', 'fused'))
-        self.trunk_weights = choice('trunk_weights', trunk_weights, ('stock', 'bf16'))
+        self.trunk_weights = choice('trunk_weights', trunk_weights, ('stock', *WEIGHTS))
         self.trunk_compile = trunk_compile
         self.trunk_mode = choice('trunk_mode', trunk_mode or given.get('trunk_mode', 'eval'), ('eval', 'config'))
         self.starts_at_trunk = (self.skip and self.join == 'replace' and self.init == 'zero_up'
                                 and trunk_weights == 'stock')
 
     def apply(self, trunk, parts):
-        taps = parts.taps(trunk)
-        if not taps:
-            raise ValueError(f'{type(trunk).__name__} gives nothing out: out_indices={trunk.out_indices}')
-        last, end = taps[-1]                                            # nothing is built past the last output
-        stages = parts.stages(trunk)[:last + 1]
-        stages[-1] = stages[-1] if end == 'merged' else stages[-1][:end + 1]
         adapters = [[nn.ModuleDict({name: self.make(block.norm1.weight) for name in ('attn', 'mlp')})
-                     for block in blocks] for blocks in stages]
+                     for block in blocks] for blocks in used(trunk)]
+        last, end = parts.taps(trunk)[-1]
         merges = {i: merge for i, merge in parts.merges(trunk).items()
                   if self.downsampling == 'trainable' and (i < last or (i == last and end == 'merged'))}
         trunk.e3va = Side(adapters, merges, self.arrangement, self.skip, self.join, self.tap, self.mode)
-        rebind(trunk, parts.ENTRY(trunk), highway)
-        for name in ('forward_intermediates', 'get_intermediate_layers'):
-            if hasattr(trunk, name):
-                rebind(trunk, name, bypass)
+        reroute(trunk, parts, highway)
         self.quicken(trunk, parts)
 
     def quicken(self, trunk, parts):
@@ -93,8 +89,8 @@ class E3VA(Method):
         if self.attention == 'fused' and hasattr(parts, 'fuse_attention'):
             parts.fuse_attention(trunk)
         for block in (block for stage in parts.stages(trunk) for block in stage):
-            if self.trunk_weights == 'bf16':
-                swap(block, r'(?!.*out_proj$).*', HalfLinear)           # which torch's own attention reads directly
+            if self.trunk_weights in WEIGHTS:                           # torch's own attention reads out_proj directly
+                swap(block, r'(?!.*out_proj$).*', WEIGHTS[self.trunk_weights])
             if self.trunk_compile:
                 for name in ('attn', 'ffn', 'mlp'):
                     if hasattr(block, name):
@@ -117,9 +113,3 @@ class E3VA(Method):
             source = trunk.tuning.parts.merges(trunk)[int(i)].state_dict()
             copied.load_state_dict({name: value for name, value in source.items()
                                     if f'e3va.merges.{i}.{name}' in missing}, strict=False)
-
-
-def bypass(trunk, *args, **options):
-    """timm's other entries would give out the trunk without the highway."""
-    raise ValueError(f'{type(trunk).__name__} has a highway (E3VA), which this entry of timm goes past: take forward '
-                     "or forward_features, or for maps trunk='e3va.TimmTrunk' with out_indices")

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..trunks.walk import refuse_options
 from .segment import FORMS, MODES, Segment, again, hold
 
 
@@ -70,7 +71,7 @@ class Side(nn.Module):
         return list(zip(trained, torch.autograd.grad(out, trained, g.view_as(out))))
 
 
-def highway(trunk, image, **refused):
+def highway(trunk, image, **options):
     """Stock trunk without gradient (eq. 7), highway with it (eq. 8), joined where the trunk gives something out.
 
     Args:
@@ -79,9 +80,7 @@ def highway(trunk, image, **refused):
     Returns:
         what the stock trunk returns, same shapes.
     """
-    given = [name for name, value in refused.items() if value is not None and value is not False]
-    if given:
-        raise ValueError(f'E3VA does not take {", ".join(given)} in the forward')
+    refuse_options(trunk, options)
     mode = MODES[trunk.e3va.mode]
     if torch.compiler.is_compiling() and mode is not MODES['exact']:    # the compiler would keep what it likes
         return torch.compiler.disable(run)(trunk, image, mode)

@@ -4,6 +4,9 @@ from torch.nn import functional as F
 
 from .adopted import AdoptedLinear
 
+NO_BIAS = ('a layer without bias cannot take the bias of its addition: the tuned model cannot be merged, keep it or '
+           'its delta (e3va.save_delta)')
+
 
 class DeltaLinear(AdoptedLinear):
     """W + delta, where the method states `delta()`; forward, merge and checkpoint follow from it.
@@ -36,8 +39,7 @@ class DeltaLinear(AdoptedLinear):
         plain.bias, added = self.bias, self.delta_bias()
         if added is not None:
             if self.bias is None:
-                raise ValueError('a layer without bias cannot take the bias of its addition: the tuned model cannot be '
-                                 'merged, keep it or its delta (e3va.save_delta)')
+                raise ValueError(NO_BIAS)
             bias = self.bias.detach() + added.detach().to(self.bias.dtype)
             plain.bias = nn.Parameter(bias, requires_grad=self.bias.requires_grad)
         return plain.train(self.training)

@@ -1,18 +1,33 @@
 """The contract of a method, how one is built from a config, and how it finds the layers that it edits."""
 import inspect
+import math
 import re
 
 from torch import nn
 
+from ..layers import FollowedLinear
 from ..registry import METHODS
-from ..surgery import find, near
+from ..surgery import find, near, replace
 from ..trunks import unused
+
+# Names of norm classes, those of timm (RmsNorm, SimpleNorm and their 2d forms) included; not GRN, which is no norm.
+NORMS = r'(Layer|Group|_Batch|Rms|RMS|Simple)Norm'
 
 
 def integer(name, value, low=1, high=None):
     """`value` if it is an integer in [low, high], else ValueError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         raise ValueError(f'{name} must be an integer of at least {low}{f" and at most {high}" if high else ""}, '
+                         f'not {value!r}')
+    return value
+
+
+def number(name, value, low=None, below=None):
+    """`value` if it is a finite number, of at least `low` and below `below` where they are given, else ValueError."""
+    if (isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)
+            or (low is not None and value < low) or (below is not None and value >= below)):
+        least = '' if low is None else f' of at least {low}'
+        raise ValueError(f'{name} must be a number{least}{"" if below is None else f" and below {below}"}, '
                          f'not {value!r}')
     return value
 
@@ -57,6 +72,23 @@ def linears(trunk, parts, roles):
     idle = unused(trunk)
     return [(name, layer, sorted(slices), of) for name, layer in layers.items() if not name.startswith(idle)
             for (pattern, of), slices in chosen.items() if re.fullmatch(pattern, name)]
+
+
+def norms(trunk):
+    """{name: layer} of the norms of a trunk that have parameters; none behind the last output."""
+    idle = unused(trunk)
+    return {name: module for name, module in trunk.named_modules()
+            if getattr(module, 'weight', None) is not None and not f'{name}.'.startswith(idle)
+            and any(re.match(NORMS, base.__name__) for base in type(module).__mro__)}
+
+
+def follow(trunk, parts, roles, make):
+    """Put an adapter `make(width)` behind linears of some roles: 'proj' ends the attention, 'fc2' the MLP.
+
+    There an adapter stands in front of LayerScale, DropPath and the residual addition.
+    """
+    for name, old, _, _ in linears(trunk, parts, [choice('roles', role, ('proj', 'fc2')) for role in roles]):
+        replace(trunk, name, FollowedLinear(old, make(old.out_features)))
 
 
 class Method:

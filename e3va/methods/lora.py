@@ -5,13 +5,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..layers import DeltaLinear
+from ..layers import SlicedLinear
 from ..registry import METHODS
 from ..surgery import replace
 from .base import Method, integer, linears, role_names
 
 
-class LoRALinear(DeltaLinear):
+class LoRALinear(SlicedLinear):
     """W + scale * B A on some of the `of` equal slices of the outputs (Eq. 3). B = 0, so training starts at the trunk.
 
     A fused q, k, v layer has three slices; each adapted slice has factors of its own.
@@ -20,31 +20,23 @@ class LoRALinear(DeltaLinear):
     """
 
     def __init__(self, old, rank, scale, slices=(0,), of=1):
-        super().__init__(old)
-        self.scale, self.slices, self.of = scale, tuple(slices), of
+        super().__init__(old, slices, of)
+        self.scale = scale
         like = dict(dtype=old.weight.dtype, device=old.weight.device)
         self.down = nn.Parameter(torch.empty(len(slices), rank, old.in_features, **like))
-        self.up = nn.Parameter(torch.zeros(len(slices), old.out_features // of, rank, **like))
+        self.up = nn.Parameter(torch.zeros(len(slices), self.width, rank, **like))
         for down in self.down:                                          # as the authors: kaiming with a = sqrt(5)
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))
 
-    def delta(self):
-        width = self.out_features // self.of
-        full = self.weight.new_zeros(self.of, width, self.in_features)
-        return full.index_copy(0, torch.tensor(self.slices, device=full.device),
-                               (self.scale * self.up @ self.down).to(full.dtype)).flatten(0, 1)
+    def deltas(self):
+        return self.scale * self.up @ self.down
 
     def forward(self, x):
         """The same by thin products: no tensor of the weight's size is made."""
         out = F.linear(x, self.weight, self.bias)
-        rank = self.down.shape[1]
         inner = F.linear(x, self.down.flatten(0, 1))                    # every slice's bottleneck in one product
-        added = {part: F.linear(inner[..., i * rank:(i + 1) * rank], self.scale * self.up[i])
-                 for i, part in enumerate(self.slices)}
-        if self.of == 1:
-            return out + added[0]
-        return torch.cat([piece + added[i] if i in added else piece
-                          for i, piece in enumerate(out.chunk(self.of, dim=-1))], dim=-1)
+        return self.add(out, [F.linear(part, self.scale * up)
+                              for part, up in zip(inner.chunk(len(self.up), dim=-1), self.up)])
 
 
 @METHODS.register_module()

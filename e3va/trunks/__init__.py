@@ -9,6 +9,7 @@ need to know besides, e.g. the height and width in patches):
     AXIS                       -> the channels' axis in x
     HEAD                       -> pattern of a classifier that is part of the module itself (timm), or None
     out_norms(trunk)           -> names of the norms in front of the neck or head
+    idle_norms(trunk)          -> names of norms that no output passes; only where a family can have such
     ENTRY(trunk)               -> name of the method that the highway takes over
     stages(trunk)              -> list of stages, each a list of blocks
     merges(trunk)              -> {stage: module that leads to the next stage}
@@ -38,14 +39,25 @@ def norm_of(block):
     return block.norm1 if hasattr(block, 'norm1') else block.norm
 
 
-def unused(trunk):
-    """Name prefixes of the blocks and merges behind the last output: nothing put there would get a gradient."""
+def used(trunk):
+    """The blocks up to the last output, as a list of stages; ValueError if the trunk gives nothing out."""
     parts = FAMILIES[family_of(trunk)]
+    if not parts.taps(trunk):
+        raise ValueError(f'{type(trunk).__name__} gives nothing out: out_indices={trunk.out_indices}')
     stage, end = parts.taps(trunk)[-1]
-    idle = [block for i, blocks in enumerate(parts.stages(trunk)) for j, block in enumerate(blocks)
-            if i > stage or (i == stage and end != 'merged' and j > end)]
+    stages = parts.stages(trunk)[:stage + 1]
+    return stages if end == 'merged' else stages[:-1] + [stages[-1][:end + 1]]
+
+
+def unused(trunk):
+    """Name prefixes of the blocks, merges and norms behind the last output: nothing put there would get a gradient."""
+    parts = FAMILIES[family_of(trunk)]
+    kept = [block for blocks in used(trunk) for block in blocks]
+    stage, end = parts.taps(trunk)[-1]
+    idle = [block for blocks in parts.stages(trunk) for block in blocks if not any(block is other for other in kept)]
     idle += [merge for i, merge in parts.merges(trunk).items() if i > stage or (i == stage and end != 'merged')]
+    idle += [trunk.get_submodule(name) for name in getattr(parts, 'idle_norms', lambda trunk: [])(trunk)]
     return tuple(f'{name}.' for name, module in trunk.named_modules() if any(module is other for other in idle))
 
 
-__all__ = ['FAMILIES', 'Role', 'family_of', 'norm_of', 'unused']
+__all__ = ['FAMILIES', 'Role', 'family_of', 'norm_of', 'unused', 'used']

@@ -53,7 +53,14 @@ def stem(trunk, image):
 
 
 def feed(block, x, shape, tap='before'):
-    return None, block(x)                                   # the block adds its only branch itself
+    """The block adds its only branch itself. It does not checkpoint by itself meanwhile: that is left to `walk`."""
+    if not getattr(block, 'with_cp', False):
+        return None, block(x)
+    block.with_cp = False
+    try:
+        return None, block(x)
+    finally:
+        block.with_cp = True
 
 
 def merge(module, x, shape):

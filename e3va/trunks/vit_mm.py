@@ -37,6 +37,10 @@ def out_norms(trunk):
     return norms + (['ln2'] if getattr(trunk, 'out_type', None) == 'avg_featmap' else [])
 
 
+def idle_norms(trunk):
+    return [final_norm(trunk)] if trunk.final_norm and final_norm(trunk) not in out_norms(trunk) else []
+
+
 def ENTRY(trunk):
     return 'forward'
 
@@ -51,8 +55,8 @@ def merges(trunk):
 
 def taps(trunk):
     if getattr(trunk, 'out_origin', False):
-        raise ValueError('E3VA cannot read a VisionTransformer with out_origin=True (its first output lies before '
-                         'every adapter); set out_origin=False')
+        raise ValueError('e3va cannot tune a VisionTransformer with out_origin=True (its first output lies before '
+                         'every block, where nothing trains); set out_origin=False')
     return [(0, i) for i in range(len(trunk.layers)) if i in trunk.out_indices]
 
 

@@ -1,8 +1,63 @@
 """The stock forward of a trunk, block by block, for what has to stand between or beside its blocks."""
+from functools import partial
+
+import torch
 from torch.utils.checkpoint import checkpoint
 
+from ..surgery import rebind
 
-def walk(trunk, parts, image, through, give_out=None):
+
+def reroute(trunk, parts, forward):
+    """Let the trunk's forward be `forward(trunk, image, **options)`; timm's entries that would go past it refuse."""
+    rebind(trunk, parts.ENTRY(trunk), forward)
+    for name in ('forward_intermediates', 'get_intermediate_layers'):
+        if hasattr(trunk, name):
+            rebind(trunk, name, bypass)
+
+
+def bypass(trunk, *args, **options):
+    """timm's other entries would give out the trunk without what stands beside its blocks."""
+    raise ValueError(f'{type(trunk).__name__} is tuned by {type(trunk.tuning.method).__name__}, whose forward this '
+                     "entry of timm goes past: take forward or forward_features, or for maps trunk='e3va.TimmTrunk' "
+                     'with out_indices')
+
+
+def refuse_options(trunk, options):
+    """ValueError for options of the stock forward that a rerouted one does not take."""
+    given = [name for name, value in options.items() if value is not None and value is not False]
+    if given:
+        raise ValueError(f'{type(trunk.tuning.method).__name__} does not take {", ".join(given)} in the forward of '
+                         f'{type(trunk).__name__}; it takes the images alone')
+
+
+def checkpoint_once(trunk, parts):
+    """For parameters that several blocks share: let `walk` do the activation checkpointing where OpenMMLab's is on.
+
+    That one runs a backward pass of its own for each block, and DDP refuses a parameter that is in two of them.
+    """
+    if any(getattr(block, 'with_cp', False) for blocks in parts.stages(trunk) for block in blocks):
+        reroute(trunk, parts, stock)
+
+
+def stock(trunk, image, **options):
+    """The stock forward, by way of `walk`."""
+    refuse_options(trunk, options)
+    parts = trunk.tuning.parts
+    return walk(trunk, parts, image, partial(through_block, parts))
+
+
+def through_block(parts, stage, j, block, x, shape):
+    for name in parts.BRANCHES:
+        x = through_branch(parts, name, block, x, shape)
+    return x
+
+
+def through_branch(parts, name, block, x, shape):
+    """x behind the branch 'attn' or 'mlp' of a block, its residual included."""
+    return (parts.attend if name == 'attn' else parts.feed)(block, x, shape, 'after')[1]
+
+
+def walk(trunk, parts, image, through, give_out=None, merge=None):
     """Run a trunk as its own forward does, each block by way of `through`.
 
     Args:
@@ -10,6 +65,8 @@ def walk(trunk, parts, image, through, give_out=None):
         image (Tensor): (B, 3, H, W).
         through (callable): (stage, j, block, x, shape) -> x, the tokens behind block j of a stage.
         give_out (callable): (tap, x) -> x, what of the tokens the trunk gives out. Default: all.
+        merge (callable): (module, x, shape) -> x, shape, from stage to stage. Default: the family's. With it and
+            `give_out` what `through` hands on may hold more than the tokens.
 
     Returns:
         what the stock trunk returns.
@@ -22,7 +79,7 @@ def walk(trunk, parts, image, through, give_out=None):
     x, shape = parts.stem(trunk, image)
     for i, blocks in enumerate(parts.stages(trunk)):
         for j, block in enumerate(blocks):
-            if keeps_nothing(trunk, block) and x.requires_grad:
+            if keeps_nothing(trunk, block) and torch.is_grad_enabled():
                 x = checkpoint(through, i, j, block, x, shape, use_reentrant=False)
             else:
                 x = through(i, j, block, x, shape)
@@ -30,7 +87,7 @@ def walk(trunk, parts, image, through, give_out=None):
                 emit((i, j))
             if len(outs) == len(taps):
                 return parts.pack(trunk, outs)
-        x, shape = parts.merge(merges[i], x, shape)
+        x, shape = (merge or parts.merge)(merges[i], x, shape)
         if (i, 'merged') in taps:
             emit((i, 'merged'))
         if len(outs) == len(taps):

@@ -8,9 +8,10 @@ from mmengine.registry import init_default_scope
 
 from e3va.config import load_config
 from e3va.cost import batch, count
+from e3va.cost.halves import trunk_step
 from e3va.cost.live import LiveBytes
 from e3va.cost.measure import build as build_model
-from e3va.cost.plan import Plan, plan, trunk_step
+from e3va.cost.plan import Plan, plan
 from e3va.cost.saved import saved_bytes
 from e3va.cost.spec import parse, stock, tuned
 from tests.conftest import build, image, pairs, tensors
@@ -86,7 +87,7 @@ def test_parameters_by_hand():
     assert lora.gradients == FLOAT * (head + added) and lora.weights == fixed.weights + FLOAT * added
 
 
-@pytest.mark.parametrize('trunk,method', pairs(methods=['full', 'fixed', 'e3va', 'e3va_stream']))
+@pytest.mark.parametrize('trunk,method', pairs(methods=['full', 'fixed', 'e3va', 'e3va_stream', 'e3va_int8_trunk']))
 def test_a_trunk_on_fake_tensors_is_the_real_one(trunk, method):
     """Bytes without values are those of a real forward and backward, to the last one."""
     module = build(trunk, method).train()

@@ -181,14 +181,13 @@ def test_other_entries_of_timm_do_not_go_past_the_highway():
     for name, entry in (('swin_tiny_patch4_window7_224', 'forward_intermediates'),
                         ('vit_tiny_patch16_224', 'get_intermediate_layers')):
         model = e3va.tune(timm.create_model(name), method('exact'))
-        with pytest.raises(ValueError, match='highway'):
+        with pytest.raises(ValueError, match='tuned by E3VA, whose forward'):
             getattr(model, entry)(torch.randn(1, 3, 224, 224))
 
 
-@pytest.mark.parametrize('mode', ['exact', 'stream'])
-def test_droppath_is_drawn_once(mode):
+def test_droppath_is_drawn_once():
     """With the trunk in its own training mode, what runs again in backward draws what it drew before."""
-    _, tuned = pair('swin_mmdet', method(mode, trunk_mode='config', tap='after'), stirred=True)
+    _, tuned = pair('swin_mmdet', method('stream', trunk_mode='config', tap='after'), stirred=True)
     x = image('swin_mmdet')
     tuned.train()
     torch.manual_seed(5)

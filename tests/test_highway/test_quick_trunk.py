@@ -1,4 +1,6 @@
 """What only a trunk without gradient can do: the fused kernel, fewer bits, compiled blocks."""
+import sys
+
 import pytest
 import torch
 
@@ -44,6 +46,51 @@ def test_half_the_bytes(trunk):
     tuned.train()
     projected(tuned(x)).backward()
     assert all(parameter.grad.dtype == torch.float32 for parameter in tuned.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize('trunk', ['swin_mmdet', 'swin_timm', 'vit_mmpretrain', 'vit_timm'])
+def test_a_quarter_of_the_bytes(trunk, tmp_path):
+    """The blocks' matrices in 8 bits and nothing else, each value within half a step of the file's."""
+    stock, tuned = pair(trunk, quick(trunk_weights='int8'))
+    state, matrices = tuned.state_dict(), 0
+    for name, value in stock.state_dict().items():
+        module = stock.get_submodule(name.rpartition('.')[0])
+        if (isinstance(module, torch.nn.Linear) and name.endswith('weight') and 'downsample' not in name
+                and ('blocks' in name or 'layers' in name)):
+            step = value.abs().amax(1, keepdim=True) / 127
+            assert ((state[name] - value).abs() <= 0.51 * step).all() and not torch.equal(state[name], value), name
+            matrices += value.numel()
+        else:
+            assert torch.equal(state[name], value), name
+    exact = e3va.report(build(trunk, quick()))
+    report = e3va.report(tuned)
+    assert report['frozen'] == exact['frozen']
+    assert 3 * matrices - exact['frozen_bytes'] + report['frozen_bytes'] <= 0.2 * matrices     # the scales
+    stock.eval(), tuned.eval()
+    x = image(trunk)
+    for want, got in zip(stock(x), tuned(x)):
+        assert (want - got).abs().max() <= 0.03 * want.abs().max()
+    torch.save(tuned.state_dict(), tmp_path / 'all.pth')
+    again = build(trunk, quick(trunk_weights='int8'), seed=3).eval()
+    again.load_state_dict(torch.load(tmp_path / 'all.pth'))
+    assert distance(tuned(x), again(x)) == 0
+
+
+def test_int8_loads_are_checked():
+    stock, tuned = pair('swin_mmdet', quick(trunk_weights='int8'))
+    state, name = stock.state_dict(), 'stages.0.blocks.0.ffn.layers.1.weight'
+    whole = state.pop(name)
+    assert name in tuned.load_state_dict(state, strict=False).missing_keys
+    with pytest.raises(ValueError, match=f'1 frozen parameters .* random values: {name}'):
+        build('swin_mmdet', quick(trunk_weights='int8')).load_state_dict(state, strict=False)
+    with pytest.raises(RuntimeError, match=f'size mismatch for {name}'):
+        tuned.load_state_dict({**state, name: whole[:, 1:]}, strict=False)
+
+
+def test_int8_without_torchao(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torchao.quantization', None)
+    with pytest.raises(ValueError, match="trunk_weights='int8' needs torchao.*pip install torchao"):
+        build('swin_mmdet', quick(trunk_weights='int8'))
 
 
 def test_compiled_blocks():

@@ -87,8 +87,8 @@ def test_a_detector(printed):
     assert got['full-cp']['backward_gflops'] > full['backward_gflops'] > fixed['backward_gflops']
     assert fixed['trained'] == fixed['delta_bytes'] == 0 < fixed['trained_head'] == full['trained_head']
     assert got['lora']['delta_bytes'] == 4 * got['lora']['trained']
-    # everything trains: weights, gradients and two moments of 4 bytes, and Adam's counts of steps
-    assert full['kept_bytes'] == pytest.approx(16 * (full['trained'] + full['trained_head']), rel=1e-3)
+    # everything trains: weights, gradients and two moments of 4 bytes; buffers and Adam's counts of steps are little
+    assert full['kept_bytes'] == pytest.approx(16 * (full['trained'] + full['trained_head']), rel=1e-2)
     assert [name for name, row in got.items() if row['added_parameters']] == ['e3va:rank=2']
     assert [name for name, row in got.items() if row['added_gflops']] == ['e3va:rank=2']
     assert 0 < got['lora']['trained'] < full['trained'] and 0 < got['e3va:rank=2']['trained'] < full['trained']

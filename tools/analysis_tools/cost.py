@@ -3,6 +3,8 @@ r"""Measure what methods cost on a config: memory, operations and time, side by 
     python tools/analysis_tools/cost.py mmdet::swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py \
         --methods full,full-cp,fixed,e3va:rank=16,lora --size 480 800 --out rows.json --plot cost.png
 
+    python tools/analysis_tools/cost.py CONFIG --methods full,fixed,e3va --over size=240x400,480x800,720x1200
+
 No data and no weights are needed: images and truth are generated, weights are random.
 """
 import argparse
@@ -18,6 +20,7 @@ from rich.console import Console
 
 from e3va.command_line import one_line_errors
 from e3va.config import load_config
+from e3va.cost import growth
 from e3va.cost.measure import measure
 from e3va.cost.plot import FORMATS, plot
 from e3va.cost.spec import parse
@@ -40,6 +43,8 @@ def parser():
                         help='timed steps of each method, after a warm-up (default: %(default)s)')
     parser.add_argument('--dtype', choices=['fp32', 'bf16', 'fp16'], default='fp32',
                         help='bf16, fp16: autocast (default: %(default)s)')
+    parser.add_argument('--over', metavar='WHAT=V1,V2,...', help='measure at several values of size (HxW), batch, rank '
+                        'or depth (blocks of the trunk), and fit how memory and time grow')
     parser.add_argument('--out', metavar='ROWS.json', help='write a row for each method')
     parser.add_argument('--plot', metavar='COST.png', help='draw memory against time')
     return parser
@@ -69,14 +74,17 @@ def main(argv=None):
             raise ValueError(f'--plot {args.plot}: the name must end in {", ".join(FORMATS)}')
         cfg = load_config(args.config)
         with console.status('reading') as status:
-            rows = measure(cfg, parse(args.methods), args.size, args.batch, args.steps, args.dtype, status.update)
+            common = dict(size=args.size, images=args.batch, steps=args.steps, dtype=args.dtype, say=status.update)
+            specs = parse(args.methods)
+            rows = (growth.sweep(cfg, specs, *growth.parse(args.over), **common) if args.over else
+                    measure(cfg, specs, **common))
         command = shlex.join(['python', *(sys.argv if argv is None else [sys.argv[0], *argv])])
         rows = [dict(config=args.config, **row, command=command) for row in rows]
     if args.out:
         Path(args.out).write_text('[' + ',\n '.join(map(json.dumps, rows)) + ']\n')
     if args.plot:
-        plot(rows, args.plot)
-    print(tables(rows))
+        (growth.plot if args.over else plot)(rows, args.plot)
+    print((growth.tables if args.over else tables)(rows))
 
 
 if __name__ == '__main__':

@@ -1,0 +1,68 @@
+"""AdaptFormer (Chen et al., NeurIPS 2022, arXiv 2205.13535): x' = x + MLP(LN(x)) + s U ReLU(D x).
+
+The input of the bottleneck is x itself, as in the authors' code, whose layer norm there is off ("none").
+"""
+from functools import partial
+
+from torch import nn
+
+from ..layers import Bottleneck
+from ..registry import METHODS
+from ..trunks import norm_of, used
+from ..trunks.walk import refuse_options, reroute, through_branch, walk
+from .base import Method, choice, integer, number
+
+
+@METHODS.register_module()
+class AdaptFormer(Method):
+    """Bottlenecks beside the MLP of each block, on the un-normed input of the branch, outside its DropPath.
+
+    Down is kaiming, up and the biases are zero, so training starts at the trunk.
+
+    Args:
+        rank (int): width of the bottleneck. 64 in the paper; 8 in the tables on VTAB (ViT-B: 156,768 parameters).
+        scale (float): s.
+        dropout (float): inside the bottleneck; 0.1 in the paper's code.
+        bias (bool): of both projections. Pear counts none (rank 8 on ViT-B: 147,456).
+        branches (sequence of str): 'mlp', or ('attn', 'mlp') for one beside the attention too (E3VA's tables; Swin-B,
+            rank 64: 3,107,328). ConvNeXt has one branch, which both mean.
+        train_out_norms (bool): see `Method`.
+    """
+
+    def __init__(self, rank=64, scale=0.1, dropout=0.1, bias=True, branches=('mlp',), train_out_norms=False):
+        super().__init__(train_out_norms)
+        self.rank = integer('rank', rank)
+        self.scale = number('scale', scale)
+        self.dropout = number('dropout', dropout, 0, 1)
+        self.bias = bias
+        self.branches = [choice('branches', name, ('attn', 'mlp'))
+                         for name in ((branches,) if isinstance(branches, str) else branches)]
+        if not self.branches:
+            raise ValueError("branches is empty: name 'attn', 'mlp' or both")
+
+    def apply(self, trunk, parts):
+        names = [name for name in parts.BRANCHES if name in self.branches] or parts.BRANCHES
+        for block in (block for stage in used(trunk) for block in stage):
+            like = norm_of(block).weight
+            block.adaptformer = nn.ModuleDict({name: self.make(like.numel()) for name in names}).to(like)
+        reroute(trunk, parts, forward)
+
+    def make(self, width):
+        return Bottleneck(width, integer('rank', self.rank, high=width), 'relu', self.dropout, self.bias,
+                          'lora_kaiming', self.scale)
+
+
+def forward(trunk, image, **options):
+    """The stock forward with the bottlenecks beside the branches."""
+    refuse_options(trunk, options)
+    parts = trunk.tuning.parts
+    return walk(trunk, parts, image, partial(through, parts))
+
+
+def through(parts, stage, j, block, x, shape):
+    for name in parts.BRANCHES:
+        behind = through_branch(parts, name, block, x, shape)
+        if name in block.adaptformer:
+            behind = behind + block.adaptformer[name](x.movedim(parts.AXIS, -1)).movedim(-1, parts.AXIS)
+        x = behind
+    return x
