@@ -3,7 +3,7 @@ from . import compat
 
 compat.install()
 
-from . import delta_scheme  # noqa: E402, F401 registers e3va://
+from . import delta_scheme, timm_scheme  # noqa: E402, F401 register e3va:// and timm://
 from .delta import delta, load_delta, merge, save_delta  # noqa: E402
 from .report import report  # noqa: E402
 from .tuned import tune  # noqa: E402

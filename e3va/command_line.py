@@ -9,7 +9,7 @@ from urllib.error import URLError
 
 from mmengine.config import DictAction
 
-from .config import apply_method, load_config, load_method
+from .config import apply_method, apply_settings, load_config, load_method
 
 
 class Options(DictAction):
@@ -47,7 +47,8 @@ def read_config(args):
     """The config that the arguments of `config_parser` name."""
     cfg = load_config(args.config)
     if args.method:
-        cfg = apply_method(cfg, load_method(args.method))
+        method = load_method(args.method)
+        cfg = apply_settings(apply_method(cfg, method), method)
     try:
         cfg.merge_from_dict(args.cfg_options)
     except (KeyError, TypeError) as error:

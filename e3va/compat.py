@@ -2,6 +2,7 @@
 import logging
 import re
 import sys
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,6 +53,10 @@ def problems():
                'install torch < 2.6, or onedl-mmengine in its place')
 
     folders = {module: package_folder(module) for module in DISTRIBUTIONS}
+    transformers = installed('transformers')
+    if folders['mmpretrain'] and transformers and digit_version(transformers) >= digit_version('5'):
+        yield (f'mmpretrain, and mmdet beside it, cannot be imported where transformers {transformers} is installed '
+               '(its multi-modal models take what version 5 left out): uninstall transformers, or mmpretrain')
     if not found['mmcv'] or not folders['mmcv']:
         return
     mmcv = found['mmcv'][0][1]
@@ -131,3 +136,20 @@ def patch_mmpretrain():
 
     if digit_version(version('scipy')) >= digit_version('1.14'):
         interpolate.interp2d = interp2d
+
+
+def patch_mmcv():
+    """Let mmcv's nms and RoIAlign take bfloat16, which its operators lack: detectors then train under bf16 autocast."""
+    nms, roi_align = (sys.modules.get(f'mmcv.ops.{name}') for name in ('nms', 'roi_align'))
+    if nms and not isinstance(nms.NMSop.forward, partial):
+        nms.NMSop.forward = partial(in_float, nms.NMSop.forward)
+        roi_align.roi_align = partial(in_float, roi_align.roi_align)
+
+
+def in_float(function, *args):
+    """function(*args), in single precision where tensors are in bfloat16; what it gives has the first one's type."""
+    import torch
+    out = function(*(arg.float() if isinstance(arg, torch.Tensor) and arg.dtype is torch.bfloat16 else arg
+                     for arg in args))
+    first = next(arg for arg in args if isinstance(arg, torch.Tensor))
+    return out.bfloat16() if first.dtype is torch.bfloat16 and out.is_floating_point() else out

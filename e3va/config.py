@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
+import yaml
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
@@ -12,7 +13,8 @@ from mmengine.registry import OPTIM_WRAPPERS
 from .surgery import near
 
 TUNED = ('e3va.Tuned', 'Tuned')
-METHOD_KEYS = ('method', 'default_hooks', 'optim_wrapper')   # what a method file may set: a task file sets the rest
+# what a method file may set: a task file sets the rest
+METHOD_KEYS = ('method', 'default_hooks', 'optim_wrapper', 'custom_imports')
 
 
 def load_config(config):
@@ -97,8 +99,41 @@ def apply_method(cfg, method_cfg):
     backbone.type = 'e3va.Tuned'
     backbone.method = method_cfg.method
     amp = 'Amp' in str((cfg.get('optim_wrapper') or {}).get('type'))
-    cfg.merge_from_dict({key: value for key, value in method_cfg.items() if key != 'method'})
+    cfg.merge_from_dict({key: value for key, value in method_cfg.items() if key not in ('method', 'custom_imports')})
+    imports = [imports for each in (cfg, method_cfg) if each.get('custom_imports')
+               for imports in each.custom_imports['imports']]
+    if imports:
+        cfg.custom_imports = dict(imports=imports)
     return use_amp(cfg) if amp else cfg
+
+
+def apply_settings(cfg, method_cfg):
+    """Set in a config, in place, what its method's paper takes for its task, and say so in the log; returns it.
+
+    Settings are a table beside the method file, NAME.yml: an entry for a suite, with settings of `all` its tasks, the
+    dotted keys of its `columns`, and in `rows` the values for a task. Task files name themselves by `suite` and `task`.
+
+    Args:
+        cfg (Config): what `apply_method` gives.
+        method_cfg (Config): what `load_method` gives.
+
+    Raises:
+        ValueError: a row that does not fit the columns.
+    """
+    file = Path(method_cfg.filename).with_suffix('.yml')
+    if 'suite' not in cfg or not file.is_file():
+        return cfg
+    table = (yaml.safe_load(file.read_text()) or {}).get(cfg.suite, {})
+    columns, row = table.get('columns', []), table.get('rows', {}).get(cfg.get('task'))
+    if row is not None and len(row) != len(columns):
+        raise ValueError(f'{file}, {cfg.suite} {cfg.task}: {len(row)} values for {len(columns)} columns, '
+                         f'{", ".join(columns)}')
+    chosen = {**table.get('all', {}), **dict(zip(columns, row or []))}
+    if chosen:
+        print_log(f'settings of {file.name} for {cfg.suite} {cfg.get("task", "")}: '
+                  + ', '.join(f'{key}={value}' for key, value in chosen.items()))
+        cfg.merge_from_dict(chosen)
+    return cfg
 
 
 def use_amp(cfg):

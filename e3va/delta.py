@@ -1,13 +1,17 @@
 """What training changed: extract it, save it, load it onto the right trunk, merge it."""
 import copy
+import logging
 
 import torch
 from mmengine.config import ConfigDict
+from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 
 from . import delta_file, loading
 from .delta_file import fingerprint
+from .methods import build_method
 from .surgery import replace, unbind
+from .trunks.walk import restore
 from .tuned import find_tuned
 
 
@@ -20,6 +24,8 @@ def is_changed(trunk, name):
     module = trunk.get_submodule(parent)
     if module._parameters.get(leaf) is not None:
         return module._parameters[leaf].requires_grad
+    if leaf == 'relative_position_index':                               # of Swin: a constant
+        return False
     return any(parameter.requires_grad for parameter in module._parameters.values() if parameter is not None)
 
 
@@ -85,6 +91,8 @@ def load_delta(model, path, base=None):
     """
     tensors, meta = delta_file.read(path)
     prefix, trunk = find_tuned(model)
+    trunk.tuning.method.expect(trunk, {name[len(prefix):]: value for name, value in tensors.items()
+                                       if name.startswith(prefix)})
     own = delta(model)
     wrong = [f'missing {loading.shorten(sorted(set(own) - set(tensors)))}'] if set(own) - set(tensors) else []
     if set(tensors) - set(own):
@@ -96,6 +104,9 @@ def load_delta(model, path, base=None):
     if wrong:
         raise ValueError(f'the delta {path} does not fit this model ({"; ".join(wrong)}). It was trained with '
                          f'{meta["method"]} on {meta["trunk"]["type"]}: build the model from that config')
+    for name, (theirs, ours) in differences(meta['method'], trunk.tuning.method).items():
+        print_log(f'the delta {path} was trained with {name}={theirs!r}, and the model has {name}={ours!r}: where that '
+                  'is part of what the method computes, outputs are others', logger='current', level=logging.WARNING)
     find_base(trunk, path, meta, base)
     with torch.no_grad():
         for name, value in own.items():
@@ -103,6 +114,13 @@ def load_delta(model, path, base=None):
     trunk.tuning.fresh.clear()
     trunk.tuning.method.loaded(trunk, frozenset())
     return model
+
+
+def differences(config, method):
+    """{option: (value, value)} of the options in which a recorded method differs from this one."""
+    recorded = vars(build_method(config))
+    return {name: (value, vars(method)[name]) for name, value in recorded.items()
+            if name != 'config' and name in vars(method) and value != vars(method)[name]}
 
 
 def find_base(trunk, path, meta, base=None):
@@ -165,6 +183,8 @@ def merge(model):
     for name, layer in [(name, layer) for name, layer in trunk.named_modules() if hasattr(layer, 'merged')]:
         replace(trunk, name, layer.merged())
     unbind(trunk, 'train')
+    if trunk.tuning.parts:
+        restore(trunk, trunk.tuning.parts)
     loading.unwatch(trunk)
     keys = trunk.tuning.keys
     del trunk.tuning

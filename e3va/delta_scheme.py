@@ -39,7 +39,8 @@ def whole_checkpoint(path, base=None, merged=False):
     trunk = tune(ROOT.build(copy.deepcopy(meta['trunk']['config'])), meta['method'])
     find_base(trunk, path, meta, base)
     inside = {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}
-    trunk.load_state_dict({**trunk.state_dict(), **inside})
+    stock = {name: value for name, value in trunk.state_dict().items() if name in trunk.tuning.keys}
+    trunk.load_state_dict({**stock, **inside})
     trunk = merge(trunk) if merged else trunk
     state = {prefix + name: value for name, value in trunk.state_dict().items()}
     state.update((name, value) for name, value in tensors.items() if not name.startswith(prefix))

@@ -49,8 +49,9 @@ def watch(trunk):
 
 def init_weights(trunk):
     """The stock `init_weights`; where it stumbles over the names in a checkpoint, an error that says so."""
+    loads, done = len(trunk.tuning.loads), getattr(trunk, '_is_init', False)
     try:
-        return type(trunk).init_weights(trunk)
+        type(trunk).init_weights(trunk)
     except (KeyError, IndexError) as error:
         config = getattr(trunk, 'init_cfg', None)
         if not isinstance(config, dict) or config.get('type') != 'Pretrained':
@@ -59,12 +60,15 @@ def init_weights(trunk):
             f'{config["checkpoint"]} does not hold the weights of a {type(trunk).__module__.partition(".")[0]} '
             f'{type(trunk).__name__} ({type(error).__name__}: {error}). Files of the official Swin repository need '
             'convert_weights=True in mmdet and mmseg, OpenMMLab files must not have it') from error
+    if len(trunk.tuning.loads) == loads and not done:                   # values were drawn, not loaded
+        trunk.tuning.method.loaded(trunk, frozenset(trunk.state_dict()) - set(trunk.tuning.keys))
 
 
 def before(trunk, state, prefix, *_):
     """Compare the state dict with the trunk; ValueError if frozen parameters would stay as they were drawn."""
     tuning = trunk.tuning
     given = {name[len(prefix):]: value for name, value in state.items() if name.startswith(prefix)}
+    tuning.method.expect(trunk, given)
     own = trunk.state_dict()
     stock = set(tuning.keys)
     report = LoadReport(

@@ -2,6 +2,7 @@
 
 mmengine imports `locations` the first time that a prefixed type is looked up, so a config needs no `custom_imports`.
 """
+from mmengine.registry import DATASETS as ROOT_DATASETS
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT_CONSTRUCTORS
@@ -9,6 +10,8 @@ from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope='e3va', locations=['e3va.tuned', 'e3va.trunks.timm_trunk'])
+DATASETS = Registry(
+    'dataset', parent=ROOT_DATASETS, scope='e3va', locations=['e3va.datasets.fgvc', 'e3va.datasets.vtab'])
 HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='e3va', locations=['e3va.hooks'])
 OPTIM_WRAPPERS = Registry('optim_wrapper', parent=ROOT_OPTIM_WRAPPERS, scope='e3va', locations=['e3va.optim'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(

@@ -1,6 +1,6 @@
 """What a tuned model trains and what it costs to store."""
 from .delta import is_changed
-from .layers import Int8Linear
+from .layers import Int8Linear, SparseWeight
 from .tuned import find_tuned
 
 
@@ -11,7 +11,8 @@ class Report(dict):
         method, trunk (str): types.
         trained, frozen (int): parameters of the trunk and the method; neck and heads are not counted, as in the papers.
         trained_bytes, frozen_bytes (int): their bytes.
-        delta_bytes (int): payload of the trained tensors of trunk and method, without file header and head.
+        delta_bytes (int): payload of the trained tensors of trunk and method, without file header, head and tables of
+            indices (GPS).
         head (int): trained parameters outside: neck, heads, a timm model's classifier.
         rows (list of dict): name, shape, trained (count), bytes and part ('trunk', 'method' or 'head') of each
             trained entry.
@@ -43,13 +44,15 @@ def report(model):
     tuning = trunk.tuning
     outside = {name for name, _ in model.named_parameters() if not name.startswith(prefix)}
     outside |= {prefix + name for name in tuning.head}
+    masked = {module.weight: module.index.numel() for module in trunk.modules() if isinstance(module, SparseWeight)}
     rows, frozen, frozen_bytes = [], 0, 0
     for name, parameter in model.named_parameters():
         size = parameter.numel() * parameter.element_size()
         if parameter.requires_grad:
             stock = name[len(prefix):] in tuning.keys
             part = 'head' if name in outside else 'trunk' if stock else 'method'
-            rows.append(dict(name=name, shape=tuple(parameter.shape), trained=parameter.numel(), bytes=size, part=part))
+            count = masked.get(parameter, parameter.numel())
+            rows.append(dict(name=name, shape=tuple(parameter.shape), trained=count, bytes=size, part=part))
         elif name not in outside:
             frozen, frozen_bytes = frozen + parameter.numel(), frozen_bytes + size
     for module in trunk.modules():
@@ -58,7 +61,7 @@ def report(model):
             frozen_bytes += sum(value.numel() * value.element_size() for value in (module.levels, module.scale))
     inside = [row for row in rows if row['part'] != 'head']
     delta_bytes = sum(value.numel() * value.element_size() for name, value in trunk.state_dict().items()
-                      if name not in tuning.head and is_changed(trunk, name))
+                      if name not in tuning.head and is_changed(trunk, name) and value.is_floating_point())
     return Report(
         method=type(tuning.method).__name__, trunk=type(trunk).__name__,
         trained=sum(row['trained'] for row in inside), frozen=frozen,

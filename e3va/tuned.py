@@ -61,6 +61,7 @@ def Tuned(trunk, method, **options):
         ValueError: a trunk or method that is not known, an option out of range, a trunk the method cannot edit.
     """
     compat.patch_mmpretrain()
+    compat.patch_mmcv()
     config = dict(type=scoped(trunk), **options)
     check_out_indices(trunk, options)
     module = ROOT.build(dict(config))

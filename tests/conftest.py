@@ -60,6 +60,12 @@ METHODS = dict(
     mona=dict(type='Mona', rank=4),
     # weights
     bitfit=dict(type='BitFit'),
+    dmlora=dict(type='DMLoRA', rank=3, branches=2, scale=2.),
+    dmlora_one_stage=dict(type='DMLoRA', rank=2, branches=4, share='up', learn_scale=True,
+                          roles=('q', 'v', 'proj', 'fc1', 'fc2')),
+    gps=dict(type='GPS', k=2, criterion='magnitude'),
+    gps_layer=dict(type='GPS', level='layer', criterion='random', train=('bias', 'norm', 'embedding'), without=(1,)),
+    gps_net=dict(type='GPS', k=3, level='net', criterion='random', train_out_norms=True),
     norm_tuning=dict(type='NormTuning'),
     partial=dict(type='Partial', blocks=2),
     ssf=dict(type='SSF'),
@@ -136,6 +142,14 @@ def stir(model):
         if parameter.requires_grad:
             with torch.no_grad():
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def before_step(model, step):
+    """In place of a method's hook: every branch of DMLoRA has its turn."""
+    model.tuning.hooked = True
+    for module in model.modules():
+        if hasattr(module, 'choose'):
+            module.choose(step % len(module))
 
 
 def tensors(outs):

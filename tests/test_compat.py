@@ -130,6 +130,7 @@ def test_the_tested_stack_and_upstreams_own_have_no_problem(monkeypatch, tmp_pat
     ({'mmengine': '0.10.7', 'onedl-mmengine': None}, {}, 'mmengine 0.10.7 cannot load checkpoints under torch 2.13.0'),
     (dict(torch='2.0.1'), {}, 'torch 2.0.1 is too old'),
     ({}, dict(mmcv_files=()), 'mmcv 2.3.6 has no compiled operators'),
+    (dict(transformers='5.23.0'), dict(libraries=['mmpretrain']), 'mmpretrain, and mmdet beside it, cannot'),
     ({}, dict(libraries=['mmdet']), 'mmdet takes mmcv >= 2.0.0rc4, < 2.2.0, and mmcv 2.3.6 is installed'),
     ({}, dict(libraries=['mmseg']), 'mmseg takes mmcv >= 2.0.0rc4, < 2.2.0, and mmcv 2.3.6 is installed'),
 ])
@@ -144,3 +145,23 @@ def test_a_missing_stack_is_named(monkeypatch):
     monkeypatch.setattr(compat, 'find_spec', lambda name: None)
     with pytest.raises(ImportError, match='e3va needs torch and mmengine: install torch first'):
         compat.install()
+
+
+def test_detectors_operators_take_bfloat16():
+    """nms keeps the boxes that it keeps in fp32; RoIAlign gives bf16, within its rounding, and a gradient."""
+    from mmcv.ops import RoIAlign, nms
+    compat.patch_mmcv()
+    compat.patch_mmcv()                                                 # twice does no harm
+    torch.manual_seed(0)
+    corner = 20 * torch.rand(50, 2)
+    boxes, scores = torch.cat([corner, corner + 15], dim=1), torch.rand(50).bfloat16()
+    assert torch.equal(nms(boxes, scores, 0.5)[1], nms(boxes, scores.float(), 0.5)[1])
+    image, rois = torch.randn(1, 3, 16, 16), torch.tensor([[0, 1., 2, 9, 12]])
+    roi_align = RoIAlign(7)
+    want = roi_align(image, rois)
+    half = image.bfloat16().requires_grad_()
+    got = roi_align(half, rois.bfloat16())
+    assert got.dtype == torch.bfloat16 and (got - want).abs().max() < 0.02
+    got.sum().backward()
+    assert half.grad.dtype == torch.bfloat16 and half.grad.any()
+    assert roi_align(image.double(), rois.double()).dtype == torch.double

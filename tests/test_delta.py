@@ -2,6 +2,7 @@
 import json
 import shutil
 import struct
+import sys
 
 import numpy as np
 import pytest
@@ -199,3 +200,17 @@ def test_delta_as_a_whole_checkpoint_is_refused(saved):
     _, _, path = saved
     with pytest.raises(ValueError, match='leaves .* frozen parameters|no entry of the trunk'):
         build('swin_mmdet', 'e3va', seed=8).load_state_dict(load_file(path), strict=False)
+
+
+def test_other_options_are_named(tmp_path, monkeypatch):
+    """A scale or a seed leaves no trace in the shapes: the delta loads, and says what differs."""
+    said = []
+    monkeypatch.setattr(sys.modules['e3va.delta'], 'print_log', lambda text, **options: said.append(text))
+    tuned = build('vit_timm', dict(type='LoRA', rank=2, alpha=4))
+    e3va.save_delta(tuned, tmp_path / 'delta.safetensors')
+    for alpha in (4, 8):
+        other = build('vit_timm', dict(type='LoRA', rank=2, alpha=alpha))
+        other.load_state_dict({name: value for name, value in tuned.state_dict().items()})
+        e3va.load_delta(other, tmp_path / 'delta.safetensors')
+        assert bool(said) == (alpha == 8)
+    assert len(said) == 1 and 'with alpha=4, and the model has alpha=8' in said[0]

@@ -7,11 +7,14 @@ import torch
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.conftest import TRUNKS, build, distance, image, stir, tensors
+from e3va.gradients import select
+from e3va.methods.gps import sparse_layers
+from tests.conftest import TRUNKS, build, distance, image, projected, stir, tensors
 
 METHODS = ('full', 'lora', 'e3va', 'e3va_stream', 'e3va_trainable')
 PAIRS = [(trunk, method) for trunk in ('swin_mmdet', 'swin_mmpretrain', 'swin_timm', 'vit_mmpretrain', 'vit_timm')
-         for method in METHODS if (method, trunk[:3]) != ('e3va_trainable', 'vit')]
+         for method in METHODS if (method, trunk[:3]) != ('e3va_trainable', 'vit')] + [('convnext_mmpretrain', 'gps')]
+BATCHES = 4                     # of a selection
 
 
 def model_of(trunk, method):
@@ -31,6 +34,14 @@ def gradients(model, images):
     return [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
 
 
+def selection(rank=0, processes=1):
+    """What GPS selects where a process has its share of the batches."""
+    model = build('vit_timm', dict(type='GPS', k=2)).eval()
+    batches = [image('vit_timm', seed=seed) for seed in range(rank, BATCHES, processes)]
+    assert select(model, batches, lambda batch: projected(model(batch))) == dict(used=BATCHES, skipped=0)
+    return torch.cat([layer.index.flatten() for layer in sparse_layers(model).values()])
+
+
 def one_of_two(rank, port, folder):
     """Run in each process: its half of the batch; the first process writes the gradients down."""
     torch.set_num_threads(1)
@@ -42,6 +53,7 @@ def one_of_two(rank, port, folder):
             found = gradients(model, image(trunk, batch=4)[2 * rank:2 * rank + 2])
             if rank == 0:
                 torch.save(found, folder / f'{trunk}-{method}.pth')
+        torch.save(selection(rank, 2), folder / f'selection-{rank}.pth')
     finally:
         distributed.destroy_process_group()
 
@@ -62,3 +74,10 @@ def test_gradients_of_two_processes(folder, trunk, method):
     got = torch.load(folder / f'{trunk}-{method}.pth')
     assert all(float(gradient.abs().max()) > 0 for gradient in want)
     assert distance(want, got) <= 1e-6
+
+
+def test_two_processes_select_the_same(folder):
+    """The gradients are added up over the processes: near ties apart, what one process selects on all batches."""
+    one, two = (torch.load(folder / f'selection-{rank}.pth') for rank in range(2))
+    assert torch.equal(one, two)
+    assert (one == selection()).float().mean() >= 0.999

@@ -3,4 +3,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 bash tools/setup_env.sh
-exec .venv/bin/python -m pytest "$@"
+# A process a core, up to four (2 GB each); the tests of a file stay together, they may share what they have built.
+workers=$(nproc)
+[ "$workers" -le 4 ] || workers=4
+export OMP_NUM_THREADS=1
+exec .venv/bin/python -m pytest --numprocesses "$workers" --dist loadfile "$@"

@@ -144,7 +144,7 @@ step 'install numpy, opencv and build tools (1 min)' \
 step "compile mmcv's operators (10 min on two cores, 1 min when pip has them in its cache)" install_mmcv onedl-mmcv
 step 'install mmdetection, mmsegmentation, mmpretrain, timm and test tools (3 min)' \
     pip_install onedl-mmdetection onedl-mmsegmentation onedl-mmpretrain timm safetensors rich matplotlib \
-    pytest pytest-timeout onnx torchao
+    pytest pytest-timeout pytest-xdist onnx torchao
 # HF PEFT, which tests compare with, stays out of the other packages' sight: where transformers is found, mmengine imports
 # it at every start, and mmpretrain breaks (transformers 5 lacks what its multi-modal models import).
 step 'install HF PEFT into a folder of its own, .venv/peft, for tests (1 min)' \

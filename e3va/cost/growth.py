@@ -95,7 +95,8 @@ def tables(rows):
         for key, (title, unit, size) in FITTED.items():
             columns = {f'{value:.3g}': lambda row, value=value: short(at[row['method'], value][key] / size)
                        for value in values}
-            columns['a + b x'] = lambda row: ' + '.join(short(c / size) for c in fits[row['method'], key][:2]) + ' x'
+            columns['a + b x'] = lambda row: ' + '.join(short(round(c / size, 2) + 0.)      # no minus before a zero
+                                                        for c in fits[row['method'], key][:2]) + ' x'
             columns['off by\nat most'] = lambda row: number(100 * fits[row['method'], key][2], 1) + ' %'
             console.print(table(f'{title[0].upper()}{title[1:]}, {unit}; x: {UNITS[over]}',
                                 [at[method, values[0]] for method in dict.fromkeys(row['method'] for row in rows)],

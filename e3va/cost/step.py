@@ -21,6 +21,9 @@ class Step:
 
     def __enter__(self):
         self.model.train()
+        for module in self.model.modules():
+            if hasattr(module, 'tuning'):
+                module.tuning.hooked = True                     # what a method's hook does costs nothing
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         # The weights are random and the cost does not depend on the rate: a small one, so that no value runs away.
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-6)

@@ -1,7 +1,8 @@
-"""Writers of generated pictures in the folder layouts of COCO, Pascal VOC, ADE20K, ImageNet and CIFAR-100.
+"""Writers of generated pictures in the folder layouts of COCO, VOC, ADE20K, ImageNet, CIFAR-100, VTAB-1k and FGVC.
 
 Every writer takes an empty folder `root`, the number of `images` in each split, their `size` (height, width), how many
-`classes` of the layout's categories appear, and the `seed`.
+`classes` of the layout's categories appear, and the `seed`. VTAB-1k and FGVC are folders of tasks: each has its splits,
+and no more classes than the real one.
 """
 import json
 import pickle
@@ -122,7 +123,35 @@ def _cifar100(root, images, size, classes, seed):
     (folder / 'meta').write_bytes(pickle.dumps(dict(fine_label_names=list(CIFAR100_CATEGORIES)), protocol=4))
 
 
+def _vtab(root, images, size, classes, seed):
+    from .vtab import TASKS  # with mmpretrain, slow to import
+    for name, task in TASKS.items():
+        lists = {}
+        for split, part in enumerate(('train800', 'val200', 'test')):
+            lists[part] = []
+            for number, picture, label in _single_shapes(images, size, min(classes, task.classes), seed, split):
+                path = f'images/{part}/{number - 1:06d}.jpg'
+                _write_image(root / name / path, picture)
+                lists[part].append(f'{path} {label}\n')
+        lists['train800val200'] = lists['train800'] + lists['val200']
+        for part, lines in lists.items():
+            (root / name / f'{part}.txt').write_text(''.join(lines))
+
+
+def _fgvc(root, images, size, classes, seed):
+    """Class ids are every third number, as those of NABirds leave numbers out."""
+    from .fgvc import TASKS
+    for name, task in TASKS.items():
+        for split, part in enumerate(('train', 'val', 'test')):
+            ids = {}
+            for number, picture, label in _single_shapes(images, size, min(classes, task.classes), seed, split):
+                path = f'{part}/{number:05d}.jpg'
+                _write_image(root / task.folder / task.images / path, picture)
+                ids[path] = 3 * label + 1
+            (root / task.folder / f'{part}.json').write_text(json.dumps(ids))
+
+
 # Layout: its writer, the number of its categories, the fewest that make a task.
 LAYOUTS = dict(
     coco=(_coco, 80, 1), voc=(_voc, 20, 1), ade20k=(_ade20k, 150, 2), imagenet=(_imagenet, 1000, 1),
-    cifar100=(_cifar100, 100, 1))
+    cifar100=(_cifar100, 100, 1), vtab=(_vtab, 397, 1), fgvc=(_fgvc, 555, 1))

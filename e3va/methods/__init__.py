@@ -4,10 +4,12 @@ from .adaptformer import AdaptFormer
 from .base import Method, build_method
 from .bitfit import BitFit
 from .compacter import Compacter
+from .dmlora import DMLoRA
 from .fact import FacT
 from .fixed import Fixed
 from .fourierft import FourierFT
 from .full import Full
+from .gps import GPS
 from .lora import LoRA
 from .lorand import LoRand
 from .mona import Mona
@@ -18,6 +20,6 @@ from .repadapter import RepAdapter
 from .ssf import SSF
 from .vpt import VPT
 
-__all__ = ['AdaptFormer', 'Adapter', 'AdapterPfeiffer', 'BitFit', 'Compacter', 'FacT', 'Fixed', 'FourierFT', 'Full',
-           'LoRA', 'LoRand', 'Method', 'MoRA', 'Mona', 'NormTuning', 'Partial', 'RepAdapter', 'SSF', 'VPT',
-           'build_method']
+__all__ = ['AdaptFormer', 'Adapter', 'AdapterPfeiffer', 'BitFit', 'Compacter', 'DMLoRA', 'FacT', 'Fixed', 'FourierFT',
+           'Full', 'GPS', 'LoRA', 'LoRand', 'Method', 'MoRA', 'Mona', 'NormTuning', 'Partial', 'RepAdapter', 'SSF',
+           'VPT', 'build_method']

@@ -67,19 +67,25 @@ def linears(trunk, parts, roles):
     for name in roles:
         if name not in known:
             raise ValueError(f'{type(trunk).__module__}.{type(trunk).__name__} has no linear layer of the role '
-                             f'{name!r}; its roles are: {", ".join(known) or "none"}')
+                             f'{name!r}; its roles are: '
+                             f'{", ".join(known) or "none (convolutions of 1x1 are not taken for linears)"}')
         chosen.setdefault((known[name].pattern, known[name].of), set()).add(known[name].part)
     idle = unused(trunk)
     return [(name, layer, sorted(slices), of) for name, layer in layers.items() if not name.startswith(idle)
             for (pattern, of), slices in chosen.items() if re.fullmatch(pattern, name)]
 
 
+def is_norm(module):
+    """Whether a module is a norm that has parameters."""
+    return (getattr(module, 'weight', None) is not None
+            and any(re.match(NORMS, base.__name__) for base in type(module).__mro__))
+
+
 def norms(trunk):
     """{name: layer} of the norms of a trunk that have parameters; none behind the last output."""
     idle = unused(trunk)
     return {name: module for name, module in trunk.named_modules()
-            if getattr(module, 'weight', None) is not None and not f'{name}.'.startswith(idle)
-            and any(re.match(NORMS, base.__name__) for base in type(module).__mro__)}
+            if is_norm(module) and not f'{name}.'.startswith(idle)}
 
 
 def follow(trunk, parts, roles, make):
@@ -106,6 +112,7 @@ class Method:
     trunk_mode = 'config'           # 'eval': the trunk runs without dropout and DropPath, also in training
     needs_family = True             # the method reads the trunk's parts; False: any module will do
     refused = {}                    # family of trunks that the method cannot edit: why
+    tunes_entries = False           # what it adds are entries of the trunk's own weights, at their rates
     hook = None                     # type of a hook without which training would be wrong, e.g. 'e3va.GPSHook'
 
     def __new__(cls, *args, **options):
@@ -119,6 +126,13 @@ class Method:
 
     def apply(self, trunk, parts):
         """Edit the frozen trunk in place. Called once, at build, before DDP and the optimizer exist."""
+
+    def expect(self, trunk, given):
+        """Before every load of weights: where the method's entries differ from run to run, have those that come.
+
+        Args:
+            given (dict): {name in the trunk's state_dict: tensor}.
+        """
 
     def loaded(self, trunk, missing):
         """After every load of weights: refresh what derives from trunk values.

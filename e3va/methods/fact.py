@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ..layers import SlicedLinear
 from ..registry import METHODS
 from ..surgery import replace
+from ..trunks.walk import checkpoint_once
 from .base import Method, choice, integer, linears, number, role_names
 
 
@@ -153,3 +154,4 @@ class FacT(Method):
                 replace(trunk, name, TensorTrain(*options) if self.variant == 'tt' else
                         Tucker(*options, first, self.pieces))
         trunk.fact = shared
+        checkpoint_once(trunk, parts)

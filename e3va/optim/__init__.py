@@ -1,4 +1,7 @@
 """Optimizer wrappers of methods that train a part of a tensor, their AMP twins, and the constructor of all."""
 from .constructor import TunedOptimWrapperConstructor
+from .dmlora import AmpDMLoRAOptimWrapper, DMLoRAOptimWrapper
+from .gps import AmpGPSOptimWrapper, GPSOptimWrapper
 
-__all__ = ['TunedOptimWrapperConstructor']
+__all__ = ['AmpDMLoRAOptimWrapper', 'AmpGPSOptimWrapper', 'DMLoRAOptimWrapper', 'GPSOptimWrapper',
+           'TunedOptimWrapperConstructor']

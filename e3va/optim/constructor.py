@@ -17,7 +17,7 @@ class TunedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     A key of `custom_keys` that names the whole backbone, such as `backbone=dict(lr_mult=0.1)` of Mask2Former and DINO,
     protects pretrained weights. It does not slow down what the method adds, which starts from zero; a key that names
-    that (`'backbone.e3va'`) does.
+    that (`'backbone.e3va'`) does. (What GPS adds are pretrained weights.)
     """
 
     def add_params(self, params, module, prefix='', **options):
@@ -45,7 +45,7 @@ class TunedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         groups, (prefix, trunk) = collect(), find_tuned(model)
         keys = self.paramwise_cfg.get('custom_keys', {})
         kept = {key: value for key, value in keys.items() if key not in prefix}
-        if len(kept) == len(keys):
+        if len(kept) == len(keys) or trunk.tuning.method.tunes_entries:
             return groups
         added = {parameter for name, parameter in trunk.named_parameters() if name not in trunk.tuning.keys}
         try:

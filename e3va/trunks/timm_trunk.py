@@ -80,7 +80,10 @@ def init_weights(trunk):
 
 
 def load_timm(trunk, source):
-    """Load a file or URL in timm's or the authors' format into a timm model; the classifier only if its shape fits."""
+    """Load a file or URL in timm's or the authors' format into a timm model; the classifier only if its shape fits.
+
+    Returns what torch's `load_state_dict` does: the missing and the unexpected keys.
+    """
     if str(source).endswith('.safetensors') and '://' not in str(source):
         state = load_file(source)
     else:
@@ -95,4 +98,4 @@ def load_timm(trunk, source):
     own = trunk.state_dict()
     state = {key: value for key, value in (convert(state, trunk) if convert else state).items()
              if not key.startswith('head') or (key in own and own[key].shape == value.shape)}
-    trunk.load_state_dict(state, strict=False)
+    return trunk.load_state_dict(state, strict=False)

@@ -4,13 +4,15 @@ from functools import partial
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ..surgery import rebind
+from ..surgery import rebind, unbind
+
+OTHER_ENTRIES = ('forward_intermediates', 'get_intermediate_layers')        # timm's, beside forward
 
 
 def reroute(trunk, parts, forward):
     """Let the trunk's forward be `forward(trunk, image, **options)`; timm's entries that would go past it refuse."""
     rebind(trunk, parts.ENTRY(trunk), forward)
-    for name in ('forward_intermediates', 'get_intermediate_layers'):
+    for name in OTHER_ENTRIES:
         if hasattr(trunk, name):
             rebind(trunk, name, bypass)
 
@@ -37,6 +39,13 @@ def checkpoint_once(trunk, parts):
     """
     if any(getattr(block, 'with_cp', False) for blocks in parts.stages(trunk) for block in blocks):
         reroute(trunk, parts, stock)
+
+
+def restore(trunk, parts):
+    """Undo `checkpoint_once`: the trunk has no shared parameters any more."""
+    if getattr(trunk.__dict__.get(parts.ENTRY(trunk)), 'func', None) is stock:
+        for name in (parts.ENTRY(trunk), *OTHER_ENTRIES):
+            unbind(trunk, name)
 
 
 def stock(trunk, image, **options):

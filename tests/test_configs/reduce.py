@@ -15,6 +15,12 @@ def reduce_model(model):
     if kind == 'e3va.TimmTrunk':
         backbone.update(embed_dim=NECK, num_heads=1)
         widths = dict.fromkeys(backbone.out_indices, NECK)
+    elif kind == 'VisionTransformer':
+        backbone.arch = dict(embed_dims=NECK, num_layers=2, num_heads=2, feedforward_channels=2 * NECK)
+        widths = {1: NECK}
+    elif kind == 'ConvNeXt':
+        backbone.arch = dict(depths=[1, 1, 1, 1], channels=WIDTHS)
+        widths = {3: WIDTHS[3]}
     else:
         thin = dict(embed_dims=WIDTHS[0], depths=[2, 2, 2, 2], num_heads=HEADS)
         backbone.update(dict(arch=thin) if 'arch' in backbone else thin)

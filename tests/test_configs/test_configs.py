@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 
 import e3va  # noqa: F401 `mmseg::` and the prefix `e3va.` resolve
 from e3va.config import load_method
-from e3va.datasets import synthetic
+from e3va.datasets import fgvc, synthetic, vtab
 from e3va.methods import build_method
 
 from .reduce import reduce
@@ -26,7 +26,9 @@ from .reduce import reduce
 ROOT = Path(__file__).parents[2]
 FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'configs').rglob('*.py'))
 METHODS = [name for name in FILES if name.startswith('configs/methods/')]
-RUNS = [name for name in FILES if name not in METHODS]
+PARTS = [name for name in FILES if name.startswith(('configs/_base_/models/', 'configs/_base_/suites/'))]
+RUNS = [name for name in FILES if name not in METHODS + PARTS]
+TASKS = [name for name in RUNS if name.startswith('configs/_base_/tasks/')]
 
 # Lists of weights that the installed libraries do not quote: mmclassification's table of Swin from ImageNet-21k.
 PUBLIC = ['https://download.openmmlab.com/mmclassification/v0/swin-transformer/convert/swin-base_3rdparty_in21k.pth']
@@ -64,11 +66,11 @@ def test_backbone_resolves(name):
     if 'method' in backbone:
         assert cfg.method == backbone.method                   # what the file shows is what is built
         build_method(backbone.method)
-    if name.startswith('configs/_base_/'):
-        assert backbone.type == 'SwinTransformer' and 'method' not in cfg
+    if name in TASKS:
+        assert backbone.type in ('SwinTransformer', 'VisionTransformer', 'ConvNeXt') and 'method' not in cfg
 
 
-@pytest.mark.parametrize('name', [name for name in RUNS if name.startswith('configs/_base_/')])
+@pytest.mark.parametrize('name', [name for name in TASKS if '_swin_' in name])
 def test_neck_and_heads_have_the_trunks_widths(name):
     model = load(name).model
     width = model.backbone.get('embed_dims', 128)               # mmpretrain says arch='base'
@@ -83,11 +85,14 @@ def test_neck_and_heads_have_the_trunks_widths(name):
 @pytest.mark.parametrize('name', FILES)
 def test_first_lines_say_how_to_run(name):
     text = (ROOT / name).read_text()
-    header = text[:text.index('\n_base_') if '\n_base_' in text else text.index('\nmethod') if name in METHODS else 600]
+    header = text[:text.index('\n_base_') if '\n_base_' in text else text.index('\nmethod') if name in METHODS else
+                  text.index('\nmodel') if name in PARTS else 600]
     assert header.startswith('#')
     commands = re.findall(r'configs/\S+\.py', header)
     assert all((ROOT / command).is_file() for command in commands)
-    if not name.startswith(('configs/methods/', 'configs/demo/')):
+    if name in PARTS:
+        assert 'Source:' in header
+    elif not name.startswith(('configs/methods/', 'configs/demo/')):
         assert commands[0] == name
         assert 'not measured' in header and 'Source:' in header
 
@@ -97,11 +102,16 @@ def test_weights_are_public(name):
     import mmdet
     import mmpretrain
     import mmseg
+    import timm
     from timm.models import swin_transformer
     url = load(name).model.backbone.init_cfg.checkpoint
+    if url.startswith('timm://'):
+        assert url.removeprefix('timm://') in timm.list_pretrained()
+        return
     places = [Path(swin_transformer.__file__)]
     for library in (mmdet, mmseg, mmpretrain):
-        places += (Path(library.__file__).parent / '.mim' / 'configs').glob('swin*/*.py')
+        folder = Path(library.__file__).parent / '.mim' / 'configs'
+        places += [*folder.glob('swin*/*.py'), *folder.glob('convnext/metafile.yml')]
     assert url in PUBLIC or any(url in place.read_text() for place in places)
 
 
@@ -122,6 +132,72 @@ def test_readme_names_the_files():
         name for name in FILES if name.startswith('configs/e3va/')}
 
 
+# ---- the suites
+
+def stated(name):
+    """What a task file's header says: classes, training images, test images."""
+    numbers = re.search(r'(\d+) classes, ([\d,]+) training and ([\d,]+) test images', (ROOT / name).read_text())
+    return tuple(int(number.replace(',', '')) for number in numbers.groups())
+
+
+def splits(cfg):
+    return [cfg[f'{stage}_dataloader'].dataset.split for stage in ('train', 'val', 'test')]
+
+
+def classes(cfg):
+    return {cfg.model.head.num_classes, cfg.data_preprocessor.get('num_classes', cfg.model.head.num_classes)}
+
+
+def test_vtab_has_its_nineteen_tasks():
+    assert [name for name in TASKS if '/vtab_' in name] == sorted(
+        f'configs/_base_/tasks/vtab_{task}_vit_b.py' for task in vtab.TASKS)
+
+
+@pytest.mark.parametrize('task', vtab.TASKS)
+def test_vtab_task(task):
+    name = f'configs/_base_/tasks/vtab_{task}_vit_b.py'
+    cfg, known = load(name), vtab.TASKS[task]
+    assert (cfg.suite, cfg.task) == ('vtab', task) and f'VTAB-1k, {known.group}: ' in (ROOT / name).read_text()
+    assert {cfg[f'{stage}_dataloader'].dataset.task for stage in ('train', 'val', 'test')} == {task}
+    assert splits(cfg) == ['train800val200', 'test', 'test'] and classes(cfg) == {known.classes}
+    assert stated(name) == (known.classes, 1000, known.test_images)
+
+
+@pytest.mark.parametrize('task', fgvc.TASKS)
+@pytest.mark.parametrize('model', ['vit_b', 'swin_b', 'convnext_b'])
+def test_fgvc_task(task, model):
+    name = f'configs/_base_/tasks/fgvc_{task}_{model}.py'
+    cfg, known = load(name), fgvc.TASKS[task]
+    assert (cfg.suite, cfg.task) == ('fgvc', task)
+    assert {cfg[f'{stage}_dataloader'].dataset.task for stage in ('train', 'val', 'test')} == {task}
+    assert splits(cfg) == ['train+val', 'test', 'test'] and classes(cfg) == {known.classes}
+    assert stated(name) == (known.classes, known.train_images + known.val_images, known.test_images)
+
+
+@pytest.mark.parametrize('name', [name for name in TASKS if re.search('vtab|fgvc', name)])
+def test_a_test_set_is_seen_once(name):
+    cfg = load(name)
+    assert cfg.train_cfg.max_epochs == cfg.train_cfg.val_interval == cfg.param_scheduler[-1].end == 100
+    assert cfg.param_scheduler[0].end == cfg.param_scheduler[1].begin == 10
+    assert 'train' not in cfg.val_dataloader.dataset.split
+
+
+@pytest.mark.parametrize('name', [name for name in TASKS if re.search('vit_b|convnext_b', name)])
+def test_the_head_fits_the_trunk(name):
+    cfg = load(name)
+    assert cfg.model.head.in_channels == dict(VisionTransformer=768, ConvNeXt=1024)[cfg.model.backbone.type]
+    assert classes(cfg) == {cfg.model.head.num_classes}
+
+
+def test_readme_lists_the_tasks():
+    text = (ROOT / 'configs/_base_/tasks/README.md').read_text()
+    for name, task in vtab.TASKS.items():
+        assert f'| `{name}` | {task.group} | {task.classes} | {task.test_images:,} |' in text
+    for name, task in fgvc.TASKS.items():
+        sizes = ' | '.join(f'{n:,}' for n in (task.classes, task.train_images, task.val_images, task.test_images))
+        assert f'| `{name}` | `{task.folder}` | {sizes} |' in text
+
+
 # ---- one training and one validation step
 
 @pytest.fixture(scope='module')
@@ -133,6 +209,8 @@ def generated(tmp_path_factory):
     synthetic.make_ade20k(root / 'data/ade/ADEChallengeData2016', images=2, size=(96, 128), classes=5)
     synthetic.make_imagenet(root / 'data/imagenet', images=2, size=(64, 64), classes=2)
     synthetic.make_cifar100(root / 'data/cifar100', images=2, classes=2)
+    synthetic.make_vtab(root / 'data/vtab-1k', images=2, size=(32, 48), classes=2)
+    synthetic.make_fgvc(root / 'data/fgvc', images=2, size=(64, 48), classes=2)
     gc.freeze()                                                 # each dataset collects garbage: not the libraries again
     yield root
     gc.unfreeze()

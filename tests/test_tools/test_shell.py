@@ -183,7 +183,7 @@ def test_quickstart_and_run_tests_set_up_and_pass_arguments_and_exit_code_on(clo
     demo = start(clone, 'quickstart.sh', '--data', 'a folder')
     assert demo.returncode == 7 and demo.stdout.endswith('demo: --data a folder\n') and '[8/8]' in demo.stdout
     tests = start(clone, 'run_tests.sh', '-k', 'one')
-    assert tests.returncode == 5 and tests.stdout.endswith('tests: -k one\n')
+    assert tests.returncode == 5 and tests.stdout.endswith(' --dist loadfile -k one\n')
     (clone / '.venv' / 'steps').unlink()
     assert start(clone, 'run_tests.sh', LACKS='compiler').returncode == 1
 

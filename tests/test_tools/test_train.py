@@ -188,6 +188,22 @@ def test_the_trunk_is_the_file_s(finished, folder):
     assert all(torch.equal(value, after[f'backbone.{name}']) for name, value in given.items() if name not in trained)
 
 
+@pytest.mark.parametrize('kind, method, epochs', [
+    ('instances', 'gps_supcon', 1), ('semantic', 'gps_supcon', 0), ('detection', 'gps', 1)])
+def test_gps(folder, kind, method, epochs):
+    """It selects on the task's loss, or on boxes and regions, and trains; nothing but the selected entries moves."""
+    work_dir = folder / 'runs' / f'{kind}_{method}'
+    short = f'train_cfg.max_{"epochs" if epochs else "iters"}={epochs or 4}'
+    run(train, f'{kind}.py', '--method', method, '--work-dir', work_dir, '--cfg-options', short)
+    assert all(0 < row['loss'] < float('inf') for row in rows(work_dir) if 'loss' in row)
+    log = next(path for path in work_dir.glob('*/*.log')).read_text()
+    found = re.search(r'GPS: selected ([\d,]+) entries of \d+ layers by (\w+) on (\d+) batches.*: (\d+)\n', log)
+    assert found[2] == ('supcon' if 'supcon' in method else 'task') and int(found[3]) + int(found[4]) == 4
+    state = _load_checkpoint(str(next(work_dir.glob('*_[14].pth'))), map_location='cpu')['state_dict']
+    chosen = sum(value.numel() for name, value in state.items() if name.endswith('.index'))
+    assert chosen == int(found[1].replace(',', ''))
+
+
 @pytest.mark.parametrize('kind', ['instances', 'semantic'])   # epochs and iterations; DropPath, dropout, random crops
 def test_resume_is_exact(finished, folder, kind):
     """A run that was interrupted after its first checkpoint ends as the run that was not, bit for bit."""

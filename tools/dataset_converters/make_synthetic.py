@@ -1,6 +1,7 @@
 """Generate a small data set of coloured shapes in the folder layout that a stock config reads.
 
     python tools/dataset_converters/make_synthetic.py --layout coco --out data/coco --images 16 --size 800 1333
+    python tools/dataset_converters/make_synthetic.py --layout vtab --out data/vtab-1k
 """
 import argparse
 

@@ -16,14 +16,21 @@ class ProgressHook(Hook):
             console=console, disable=not console.is_terminal,
             redirect_stdout=False, redirect_stderr=False)                # they go to the log, not above the bar
 
+    def heading(self, runner):
+        """The title, with the stage of a method that trains in stages."""
+        stage = runner.message_hub.log_scalars.get('train/stage')
+        return f'{self.title}, stage {stage.current()}' if stage else self.title
+
     def before_train(self, runner):
         self.bar.start()
         self.task = self.bar.add_task(self.title, total=runner.max_iters, completed=runner.iter, loss='-')
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.bar.update(self.task, completed=runner.iter + 1, loss=f'{outputs["loss"].item():.2f}')
+        self.bar.update(self.task, completed=runner.iter + 1, loss=f'{outputs["loss"].item():.2f}',
+                        description=self.heading(runner))
 
     def after_train_epoch(self, runner):
         if not self.console.is_terminal:
             loss = runner.message_hub.get_scalar('train/loss').mean(len(runner.train_dataloader))
-            self.console.print(f'{self.title}: epoch {runner.epoch + 1} of {runner.max_epochs}, loss {loss:.2f}')
+            self.console.print(f'{self.heading(runner)}: epoch {runner.epoch + 1} of {runner.max_epochs}, '
+                               f'loss {loss:.2f}')

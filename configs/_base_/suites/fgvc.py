@@ -1,0 +1,54 @@
+# FGVC: what its five tasks share. A task file names the task, its number of classes and the model.
+#
+# Source: the recipe of SSF, which GPS takes over (https://github.com/dongzelian/SSF): crops of 8 to 100 % of the image
+# at 224x224, flips, Mixup, CutMix and label smoothing; 100 epochs, 10 of them warm-up; AdamW, weight decay 0.05.
+# The rates are for a method (SSF: 1e-2, GPS: 1e-4 to 3e-3); 1e-3 is ours. Both average the weights (EMA), which this
+# leaves out; what else differs between papers is in ../tasks/README.md.
+# Data: data/fgvc/FOLDER with VPT's train.json, val.json and test.json, ../tasks/README.md.
+_base_ = 'mmpretrain::_base_/default_runtime.py'
+
+# ---- what one edits
+suite = 'fgvc'
+data_root = 'data/fgvc'
+batch_size = 32           # images, 1 GPU; `--auto-scale-lr` adapts the rate to another number
+learning_rate = 1e-3
+weight_decay = 0.05
+max_epochs = 100
+warmup_epochs = 10
+
+# ---- the data: all training images, the test set once, at the end. To choose settings, see a tenth of them instead:
+# --cfg-options train_dataloader.dataset.split=train val_dataloader.dataset.split=val
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
+    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    dict(type='PackInputs')
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='ResizeEdge', scale=248, edge='short', backend='pillow', interpolation='bicubic'),
+    dict(type='CenterCrop', crop_size=224),
+    dict(type='PackInputs')
+]
+train_dataloader = dict(
+    batch_size=batch_size, num_workers=4, drop_last=True, sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(type='e3va.FGVC', data_root=data_root, split='train+val', pipeline=train_pipeline))
+val_dataloader = dict(
+    batch_size=64, num_workers=4, sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(type='e3va.FGVC', data_root=data_root, split='test', pipeline=test_pipeline, test_mode=True))
+test_dataloader = val_dataloader
+val_evaluator = dict(type='Accuracy', topk=(1, ))
+test_evaluator = val_evaluator
+
+# ---- the schedule
+train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=max_epochs)
+val_cfg = dict()
+test_cfg = dict()
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=learning_rate, weight_decay=weight_decay))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-4, by_epoch=True, end=warmup_epochs, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', eta_min=1e-8, by_epoch=True, begin=warmup_epochs, end=max_epochs,
+         convert_to_iter_based=True)
+]
+default_hooks = dict(checkpoint=dict(interval=10, max_keep_ckpts=2))
+auto_scale_lr = dict(enable=False, base_batch_size=32)

@@ -1,0 +1,54 @@
+# VTAB-1k: what its nineteen tasks share. A task file names the task and its number of classes.
+#
+# Source: the recipe of Bi-LoRA (https://github.com/JieShibo/PETL-ViT), which Pear names as its own and whose 64 images,
+# AdamW and 224 px DMLoRA states too: images squeezed to 224x224, no augmentation, 100 epochs, 10 of them warm-up.
+# Inputs are normalised as by VPT, NOAH and FacT; what else differs between papers is in ../tasks/README.md.
+# Data: data/vtab-1k/TASK with its four lists, ../tasks/README.md.
+_base_ = ['../models/vit_b.py', 'mmpretrain::_base_/default_runtime.py']
+
+# ---- what one edits
+suite = 'vtab'
+data_root = 'data/vtab-1k'
+batch_size = 64           # images, 1 GPU; `--auto-scale-lr` adapts the rate to another number
+learning_rate = 1e-3
+weight_decay = 1e-4
+max_epochs = 100
+warmup_epochs = 10
+checkpoint = 'timm://vit_base_patch16_224.orig_in21k'        # Google's ViT-B_16.npz
+
+# ---- the model: one label an image, no smoothing, no mixing
+model = dict(
+    backbone=dict(drop_path_rate=0.1, init_cfg=dict(checkpoint=checkpoint)),
+    head=dict(loss=dict(_delete_=True, type='CrossEntropyLoss', loss_weight=1.0)),
+    train_cfg=None)
+
+# ---- the data: 1,000 images to train on, the test set once, at the end. To choose settings, see the 200 instead:
+# --cfg-options train_dataloader.dataset.split=train800 val_dataloader.dataset.split=val200
+data_preprocessor = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(224, 224), backend='pillow', interpolation='bicubic'),
+    dict(type='PackInputs')
+]
+train_dataloader = dict(
+    batch_size=batch_size, num_workers=4, drop_last=True, sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(type='e3va.VTAB', data_root=data_root, split='train800val200', pipeline=pipeline))
+val_dataloader = dict(
+    batch_size=256, num_workers=4, sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(type='e3va.VTAB', data_root=data_root, split='test', pipeline=pipeline, test_mode=True))
+test_dataloader = val_dataloader
+val_evaluator = dict(type='Accuracy', topk=(1, ))
+test_evaluator = val_evaluator
+
+# ---- the schedule
+train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=max_epochs)
+val_cfg = dict()
+test_cfg = dict()
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=learning_rate, weight_decay=weight_decay))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=warmup_epochs, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=warmup_epochs, end=max_epochs,
+         convert_to_iter_based=True)
+]
+default_hooks = dict(logger=dict(interval=15), checkpoint=dict(interval=10, max_keep_ckpts=2))
+auto_scale_lr = dict(enable=False, base_batch_size=64)

@@ -1,0 +1,12 @@
+# python tools/train.py configs/_base_/tasks/fgvc_cub_swin_b.py --method lora
+#
+# FGVC: CUB-200-2011, 200 classes, 5,994 training and 5,794 test images, Swin-B; names no method.
+# Expect: not measured by us. Source: ../suites/fgvc.py. Data: README.md here.
+_base_ = ['../models/swin_b.py', '../suites/fgvc.py']
+
+task = 'cub'
+model = dict(head=dict(num_classes=200))
+data_preprocessor = dict(num_classes=200)
+train_dataloader = dict(dataset=dict(task=task))
+val_dataloader = dict(dataset=dict(task=task))
+test_dataloader = dict(dataset=dict(task=task))

@@ -1,0 +1,11 @@
+# python tools/train.py configs/_base_/tasks/vtab_eurosat_vit_b.py --method lora
+#
+# VTAB-1k, specialized: EuroSAT, 10 classes, 1,000 training and 5,400 test images; names no method.
+# Expect: not measured by us. Source: ../suites/vtab.py. Data: README.md here.
+_base_ = '../suites/vtab.py'
+
+task = 'eurosat'
+model = dict(head=dict(num_classes=10))
+train_dataloader = dict(dataset=dict(task=task))
+val_dataloader = dict(dataset=dict(task=task))
+test_dataloader = dict(dataset=dict(task=task))

@@ -1,0 +1,11 @@
+# python tools/train.py configs/_base_/tasks/vtab_oxford_iiit_pet_vit_b.py --method lora
+#
+# VTAB-1k, natural: Oxford-IIIT Pet, 37 classes, 1,000 training and 3,669 test images; names no method.
+# Expect: not measured by us. Source: ../suites/vtab.py. Data: README.md here.
+_base_ = '../suites/vtab.py'
+
+task = 'oxford_iiit_pet'
+model = dict(head=dict(num_classes=37))
+train_dataloader = dict(dataset=dict(task=task))
+val_dataloader = dict(dataset=dict(task=task))
+test_dataloader = dict(dataset=dict(task=task))

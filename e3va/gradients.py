@@ -1,0 +1,74 @@
+"""The gradients that a selection asks for: summed over batches of training data, on every process the same."""
+import torch
+from mmengine import dist
+
+from .loading import shorten
+from .methods.gps import sparse_layers
+from .tuned import find_tuned
+
+
+def select(model, batches, loss):
+    """Let GPS select by |gradient|, the gradients of the weights being summed over batches (public code: no mean).
+
+    Everything but these weights is frozen meanwhile. The buffers end as they were.
+
+    Args:
+        model (nn.Module): tuned by GPS, in the mode (train or eval) in which the losses are to be computed.
+        batches (iterable): of training data; under DDP each process has its own.
+        loss (callable): batch -> a scalar tensor, or None for a batch that has none: it is skipped.
+
+    Returns:
+        dict: `used` and `skipped`, batches of all processes.
+
+    Raises:
+        ValueError: no batch, none with a loss, a gradient that is not finite (the batch is named).
+    """
+    _, trunk = find_tuned(model)
+    layers = sparse_layers(trunk)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    count = torch.zeros(2)                                              # used, skipped
+    model.requires_grad_(False)
+    for layer in layers.values():
+        layer.weight.requires_grad_(True)
+        layer.weight.grad = torch.zeros_like(layer.weight)
+    trunk.tuning.hooked = True
+    try:
+        for number, batch in enumerate(batches):
+            value = loss(batch)
+            count[int(value is None)] += 1
+            if value is not None:
+                value.backward()
+                check(layers, value, number, batch)
+        dist.all_reduce(count)
+        if not count[0]:
+            raise ValueError('GPS cannot select: ' + (
+                f'none of the {int(count[1])} batches has two samples of one class; give larger batches (batch_size), '
+                "two views of each image (views=2), or loss='task'" if count[1] else 'there is no training data'))
+        for layer in layers.values():
+            dist.all_reduce(layer.weight.grad)
+            dist.broadcast(layer.weight.grad)                           # and no rounding of one process's own
+        for buffer, old in buffers:
+            buffer.copy_(old)
+        with torch.no_grad():
+            trunk.tuning.method.choose(trunk, {name: layer.weight.grad.abs() for name, layer in layers.items()})
+    finally:
+        model.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        for layer in layers.values():
+            layer.weight.grad = None
+    return dict(used=int(count[0]), skipped=int(count[1]))
+
+
+def check(layers, value, number, batch):
+    """ValueError, naming the batch and its images, where a loss or a gradient is not finite."""
+    finite = torch.stack([value.isfinite()] + [layer.weight.grad.isfinite().all() for layer in layers.values()])
+    if finite.all():
+        return
+    names = ['the loss', *(f'the gradient of {name}' for name in layers)]
+    samples = batch.get('data_samples', ()) if isinstance(batch, dict) else ()
+    images = [str(getattr(sample, 'img_path', '?')) for sample in samples]
+    raise ValueError(f'GPS cannot select: in batch {number}{f" ({shorten(images)})" if images else ""} '
+                     f'{shorten([name for name, good in zip(names, finite.tolist()) if not good], 2)} is not finite; '
+                     'look at these images, their normalisation and the weights of the trunk')

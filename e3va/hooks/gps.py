@@ -1,0 +1,146 @@
+"""GPS selects what trains between the loading of the weights and the first step."""
+import gc
+import itertools
+from functools import partial
+
+from mmengine.dataset import Compose, DefaultSampler
+from mmengine.dist import is_distributed
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from torch.utils.data import DataLoader
+
+from ..contrast import features_of, has_pairs, labels_of, supcon
+from ..gradients import select
+from ..methods.base import choice, integer, number
+from ..methods.gps import GPS, selected, sparse_layers
+from ..optim.gps import Masks
+from ..registry import HOOKS
+from ..tuned import find_tuned
+from .rng_state import random_state, set_random_state
+
+
+@HOOKS.register_module()
+class GPSHook(Hook):
+    """One pass over the training data, and the entries with the largest gradients are selected; none on resume.
+
+    Only `train_dataloader`'s data are read, in an order of their own: the training sees the batches and the random
+    numbers that it would see without this. In full precision, as half floats lose small gradients; in training mode, as
+    in the public code. A selection that a checkpoint brought is kept.
+
+    Args:
+        loss (str): 'supcon', of an image's features for a classifier, of pooled ones of boxes or regions for others;
+            or 'task', the loss that is trained (for a classifier the ablation Head+CE). Default: 'supcon' for a
+            classifier, 'task' for others, as the authors do for SAM.
+        temperature (float): of 'supcon'.
+        views (int): times that each image is loaded, augmented anew, into a batch. Default: 2 under 'supcon', as in
+            the public code, else 1.
+        pipeline (list of dict): transforms in place of the training pipeline's. The public code takes strong views
+            (random resized crops, flips, colour jitter, grey), also where the training has none.
+        batches (int): at most so many batches, drawn at random, in each process. Default: all of the data, once.
+        batch_size (int): images in a batch, before `views`. Default: the loader's.
+    """
+
+    priority = 'ABOVE_NORMAL'                                           # before what reports on the model
+
+    def __init__(self, loss=None, temperature=0.07, views=None, pipeline=None, batches=None, batch_size=None):
+        self.loss = choice('loss', loss, (None, 'supcon', 'task'))
+        self.temperature = number('temperature', temperature, low=1e-6)
+        self.views, self.batches, self.batch_size = (
+            value if value is None else integer(name, value)
+            for name, value in (('views', views), ('batches', batches), ('batch_size', batch_size)))
+        self.pipeline = pipeline
+
+    def before_train(self, runner):
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        _, trunk = find_tuned(model)
+        method = trunk.tuning.method
+        if not isinstance(method, GPS):
+            raise ValueError(f'GPSHook selects for GPS, and this trunk is tuned by {type(method).__name__}: drop the '
+                             "hook, or take method=dict(type='GPS')")
+        if method.criterion != 'gradient' or selected(trunk):
+            runner.logger.info(f'GPS: the selection by {method.criterion} is there')
+        else:
+            self.select(runner, model)
+        trunk.tuning.hooked = True
+        if method.mode == 'mask':
+            if not isinstance(runner.optim_wrapper, Masks):
+                raise ValueError("GPS(mode='mask') trains with optim_wrapper.type='e3va.GPSOptimWrapper' (or its twin "
+                                 f'e3va.AmpGPSOptimWrapper), not {type(runner.optim_wrapper).__name__}')
+            runner.optim_wrapper.mask(trunk)
+        elif method.level == 'net':
+            self.follow(runner, model)
+
+    def select(self, runner, model):
+        stock, state = runner.train_dataloader, random_state()
+        if not len(stock.dataset):
+            raise ValueError('GPS cannot select: the training set is empty; look at train_dataloader.dataset')
+        model.train()
+        try:
+            whole = hasattr(stock.dataset[0].get('data_samples'), 'gt_label')
+            loss = self.loss or ('supcon' if whole else 'task')
+            views = self.views or (2 if loss == 'supcon' else 1)
+            loader = loader_of(stock, views, self.pipeline, self.batch_size, runner.seed)
+            count = select(model, itertools.islice(loader, self.batches), partial(
+                task_loss if loss == 'task' else partial(contrastive_loss, whole, self.temperature), model))
+        finally:
+            set_random_state(state)
+        layers = sparse_layers(find_tuned(model)[1])
+        runner.logger.info(
+            f'GPS: selected {sum(layer.index.numel() for layer in layers.values()):,} entries of {len(layers)} layers '
+            f'by {loss} on {count["used"]} batches of training data; skipped, as no class had two samples: '
+            f'{count["skipped"]}')
+
+    def follow(self, runner, model):
+        """What was made before the selection has its shapes: DDP's buckets, EMAHook's copy."""
+        _, trunk = find_tuned(model)
+        for hook in runner.hooks:
+            if hasattr(hook, 'ema_model'):
+                find_tuned(hook.ema_model)[1].tuning.method.expect(find_tuned(hook.ema_model)[1], trunk.state_dict())
+        if is_distributed():
+            runner.model = model
+            gc.collect()                                                # the old wrapper holds nodes of the old shapes
+            runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
+
+
+def task_loss(model, batch):
+    """The loss that the model is trained with."""
+    data = model.data_preprocessor(batch, True)
+    return model.parse_losses(model(**data, mode='loss'))[0]
+
+
+def contrastive_loss(whole, temperature, model, batch):
+    """`supcon` of a batch; None where no class has two samples. `whole`: images have classes, not parts of them."""
+    data = model.data_preprocessor(batch, not whole)                    # in training it may mix images: of no class
+    labels, places = labels_of(data['data_samples'])
+    if not has_pairs(labels):
+        return None
+    features = features_of(model, data['inputs'], places)
+    return supcon(features, labels.to(features.device), temperature)
+
+
+class Views:
+    """A data set in which each item is a list of `count` loads of an image, by a pipeline of its own where given."""
+
+    def __init__(self, dataset, count, pipeline=None):
+        self.dataset, self.count = dataset, count
+        self.pipeline = None if pipeline is None else Compose(pipeline)
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, i):
+        if self.pipeline is None:
+            return [self.dataset[i] for _ in range(self.count)]
+        return [self.pipeline(self.dataset.get_data_info(i)) for _ in range(self.count)]
+
+
+def loader_of(loader, views, pipeline, batch_size, seed):
+    """A loader of the same data: once, shuffled, by a sampler of its own, as the loader's must not be advanced."""
+    return DataLoader(
+        Views(loader.dataset, views, pipeline), batch_size=batch_size or loader.batch_sampler.batch_size,
+        sampler=DefaultSampler(loader.dataset, shuffle=True, seed=seed), num_workers=loader.num_workers,
+        collate_fn=partial(collate, loader.collate_fn), worker_init_fn=loader.worker_init_fn)
+
+
+def collate(stock, items):
+    return stock([sample for views in items for sample in views])

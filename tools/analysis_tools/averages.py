@@ -1,0 +1,82 @@
+r"""Average results over the tasks of VTAB-1k and FGVC, for each method.
+
+    python tools/analysis_tools/averages.py results.jsonl [MORE ...]
+
+A row is a line of JSON with `task` (a file of configs/_base_/tasks without its trunk, e.g. vtab_dtd), `method`, `seed`
+and `value`. Seeds are averaged first. VTAB-1k has two averages in print, of the three groups (NOAH, Pear, DMLoRA) and
+of the nineteen tasks (GPS): both are given. A method that lacks tasks gets none, and what it lacks is named.
+"""
+import argparse
+import json
+from collections import defaultdict
+from statistics import fmean as mean
+
+from e3va.command_line import one_line_errors
+from e3va.datasets import fgvc, vtab
+
+SUITES = dict(vtab=vtab.TASKS, fgvc=fgvc.TASKS)
+
+
+def read(files):
+    """{suite: {method: {task: {seed: value}}}} of all rows that belong to the two suites."""
+    results = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
+    for file in files:
+        with open(file) as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                    suite, _, task = row['task'].partition('_')
+                    method, seed, value = row['method'], row.get('seed', 0), float(row['value'])
+                except (ValueError, TypeError, KeyError, AttributeError) as error:
+                    raise ValueError(f'{file}, line {number}: a row has task, method and value; {error!r}') from error
+                if task not in SUITES.get(suite, ()):
+                    continue
+                seeds = results[suite][method][task]
+                if seed in seeds:
+                    raise ValueError(f'{file}, line {number}: a second value of {row["task"]}, {method}, seed {seed}; '
+                                     'give each run once, and one metric')
+                seeds[seed] = value
+    if not results:
+        raise ValueError(f'{", ".join(map(str, files))}: no row of vtab_TASK or fgvc_TASK')
+    return results
+
+
+def averages(suite, tasks):
+    """{column: text} of one method's tasks, {task: {seed: value}}."""
+    missing = [task for task in SUITES[suite] if task not in tasks]
+    seeds = {len(values) for values in tasks.values()}
+    row = dict(tasks=f'{len(tasks)} of {len(SUITES[suite])}',
+               seeds='-'.join(map(str, sorted({min(seeds), max(seeds)}))))
+    if missing:
+        return dict(row, missing=', '.join(missing))
+    values = {task: mean(values.values()) for task, values in tasks.items()}
+    if suite == 'fgvc':
+        return dict(row, mean=f'{mean(values.values()):.2f}')
+    found = vtab.averages(values)
+    names = dict(natural='natural', specialized='specialized', structured='structured', groups='mean of groups',
+                 tasks='mean of tasks')
+    return dict(row, **{names[name]: f'{value:.2f}' for name, value in found.items()})
+
+
+def table(suite, methods):
+    """A Markdown table, a line a method."""
+    rows = {method: averages(suite, tasks) for method, tasks in methods.items()}
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    lines = [['method', *columns], ['---'] * (1 + len(columns))]
+    lines += [[method, *(row.get(column, '') for column in columns)] for method, row in rows.items()]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('files', nargs='+', metavar='FILE', help='JSON lines')
+    args = parser.parse_args(argv)
+    with one_line_errors():
+        for suite, methods in read(args.files).items():
+            print(f'{dict(vtab="VTAB-1k", fgvc="FGVC")[suite]}\n\n{table(suite, methods)}\n')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,86 @@
+"""Plot the scales that DMLoRA has learned, layer by layer.
+
+    python tools/analysis_tools/plot_scales.py CHECKPOINT --out scales.png
+
+A checkpoint of a run (epoch_110.pth), or a delta of one (delta_epoch_110.safetensors).
+"""
+import argparse
+import re
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.runner.checkpoint import _load_checkpoint
+
+from e3va import delta_file
+from e3va.command_line import one_line_errors
+from e3va.cost.plot import FORMATS, clean, plt
+
+
+def read(path):
+    """(state dict, config of the method) of a checkpoint or a delta."""
+    if Path(path).suffix == '.safetensors':
+        state, meta = delta_file.read(path)
+        return state, meta['method']
+    if not Path(path).is_file():
+        raise ValueError(f'there is no checkpoint {path}')
+    checkpoint = _load_checkpoint(path, map_location='cpu', logger='silent')
+    config = Config.fromstring(checkpoint.get('meta', {}).get('cfg') or '', '.py')
+    backbone = (config.get('model') or {}).get('backbone') or {}
+    return checkpoint.get('state_dict', checkpoint), backbone.get('method') or {}
+
+
+def rows(state, roles):
+    """(block, role, scale) of each adapted matrix, from the first block to the last.
+
+    Args:
+        roles (sequence of str): those of the method; they name the slices of a fused layer.
+    """
+    found = []
+    for name, value in state.items():
+        layer = name.removesuffix('.scale')
+        if layer == name or f'{layer}.down.0.0' not in state:
+            continue                                                    # another scale
+        block, part = re.fullmatch(r'(.*?\d+(?:\.blocks\.\d+)?)\.(.*)', layer).groups()
+        fused = [role for role in 'qkv' if role in roles] if layer.endswith('qkv') else []
+        labels = fused if len(fused) == len(value) else [f'{part}.{i}' if len(value) > 1 else part
+                                                         for i in range(len(value))]
+        found += [('.'.join(re.findall(r'\d+', block)), label, scale) for label, scale in zip(labels, value.tolist())]
+    return sorted(found, key=lambda row: ([int(number) for number in row[0].split('.')], row[1]))
+
+
+def plot(found, start, path):
+    """Scales over blocks, a line a role."""
+    blocks = list(dict.fromkeys(block for block, _, _ in found))
+    figure, axes = plt.subplots(figsize=(max(5, 0.35 * len(blocks) + 2), 3.6), layout='constrained')
+    if start is not None:
+        axes.axhline(start, color='0.6', linestyle=':', label=f'start, {start:g}')
+    for role in dict.fromkeys(role for _, role, _ in found):
+        points = [(blocks.index(block), scale) for block, label, scale in found if label == role]
+        axes.plot(*zip(*points), 'o-', label=role)
+    axes.set_xticks(range(len(blocks)), blocks, rotation=0 if len(blocks) < 15 else 90)
+    axes.set(xlabel='block', ylabel='learned scale s')
+    axes.legend(frameon=False)
+    clean(axes)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('checkpoint', help='a .pth checkpoint or a .safetensors delta of a run with DMLoRA')
+    parser.add_argument('--out', default='scales.png', help='the picture (default: %(default)s)')
+    args = parser.parse_args(argv)
+    with one_line_errors():
+        if Path(args.out).suffix not in FORMATS:
+            raise ValueError(f'--out {args.out}: the name must end in {", ".join(FORMATS)}')
+        state, method = read(args.checkpoint)
+        found = rows(state, method.get('roles', ('q', 'v')))
+        if not found:
+            raise ValueError(f'{args.checkpoint} holds no scales of DMLoRA: it is of another method, or merged')
+        plot(found, method.get('scale', 1.), args.out)
+        for block, role, scale in found:
+            print(f'{block}\t{role}\t{scale:.4f}')
+
+
+if __name__ == '__main__':
+    main()
