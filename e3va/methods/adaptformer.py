@@ -9,7 +9,7 @@ from torch import nn
 from ..layers import Bottleneck
 from ..registry import METHODS
 from ..trunks import norm_of, used
-from ..trunks.walk import refuse_options, reroute, through_branch, walk
+from ..trunks.walk import by_blocks, reroute, through_branch
 from .base import Method, choice, integer, number
 
 
@@ -45,21 +45,15 @@ class AdaptFormer(Method):
         for block in (block for stage in used(trunk) for block in stage):
             like = norm_of(block).weight
             block.adaptformer = nn.ModuleDict({name: self.make(like.numel()) for name in names}).to(like)
-        reroute(trunk, parts, forward)
+        reroute(trunk, parts, partial(by_blocks, through))
 
     def make(self, width):
         return Bottleneck(width, integer('rank', self.rank, high=width), 'relu', self.dropout, self.bias,
                           'lora_kaiming', self.scale)
 
 
-def forward(trunk, image, **options):
-    """The stock forward with the bottlenecks beside the branches."""
-    refuse_options(trunk, options)
-    parts = trunk.tuning.parts
-    return walk(trunk, parts, image, partial(through, parts))
-
-
 def through(parts, stage, j, block, x, shape):
+    """The stock block with the bottlenecks beside its branches."""
     for name in parts.BRANCHES:
         behind = through_branch(parts, name, block, x, shape)
         if name in block.adaptformer:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..registry import METHODS
 from ..trunks import norm_of, used
-from ..trunks.walk import refuse_options, reroute, through_branch, walk
+from ..trunks.walk import by_blocks, reroute, through_branch
 from .base import Method, integer, number
 
 SIZES = (3, 5, 7)
@@ -99,17 +99,11 @@ class Mona(Method):
             rank = integer('rank', self.rank, high=like.numel())
             block.mona = nn.ModuleDict({name: MonaLayer(like.numel(), rank, self.dropout)
                                         for name in parts.BRANCHES}).to(like)
-        reroute(trunk, parts, forward)
-
-
-def forward(trunk, image, **options):
-    """The stock forward with an adapter behind each branch."""
-    refuse_options(trunk, options)
-    parts = trunk.tuning.parts
-    return walk(trunk, parts, image, partial(through, parts))
+        reroute(trunk, parts, partial(by_blocks, through))
 
 
 def through(parts, stage, j, block, x, shape):
+    """The stock block with an adapter behind each branch."""
     for name in parts.BRANCHES:
         x = through_branch(parts, name, block, x, shape)
         x = block.mona[name](x.movedim(parts.AXIS, -1), shape).movedim(-1, parts.AXIS)

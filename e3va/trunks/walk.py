@@ -38,24 +38,25 @@ def checkpoint_once(trunk, parts):
     That one runs a backward pass of its own for each block, and DDP refuses a parameter that is in two of them.
     """
     if any(getattr(block, 'with_cp', False) for blocks in parts.stages(trunk) for block in blocks):
-        reroute(trunk, parts, stock)
+        reroute(trunk, parts, partial(by_blocks, through_block))
 
 
 def restore(trunk, parts):
     """Undo `checkpoint_once`: the trunk has no shared parameters any more."""
-    if getattr(trunk.__dict__.get(parts.ENTRY(trunk)), 'func', None) is stock:
+    if getattr(trunk.__dict__.get(parts.ENTRY(trunk)), 'args', ())[:1] == (through_block,):
         for name in (parts.ENTRY(trunk), *OTHER_ENTRIES):
             unbind(trunk, name)
 
 
-def stock(trunk, image, **options):
-    """The stock forward, by way of `walk`."""
+def by_blocks(through, trunk, image, **options):
+    """The stock forward, each block by way of through(parts, stage, j, block, x, shape); see `walk`."""
     refuse_options(trunk, options)
     parts = trunk.tuning.parts
-    return walk(trunk, parts, image, partial(through_block, parts))
+    return walk(trunk, parts, image, partial(through, parts))
 
 
 def through_block(parts, stage, j, block, x, shape):
+    """x behind a block, as the stock block has it."""
     for name in parts.BRANCHES:
         x = through_branch(parts, name, block, x, shape)
     return x
