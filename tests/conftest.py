@@ -1,6 +1,8 @@
 """Small stock trunks of every family, and the methods, for tests that run over all pairs."""
 import copy
 import importlib.util
+import os
+import socket
 import sys
 from pathlib import Path
 
@@ -168,6 +170,27 @@ def distance(a, b):
     a, b = tensors(a), tensors(b)
     assert len(a) == len(b)
     return max(float((x - y).detach().abs().max()) for x, y in zip(a, b))
+
+
+def in_two_processes(work, folder):
+    """Run work(rank, folder) in two processes of a gloo group, `work` a function of a module; its folder is given back.
+    """
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(one_of_two, (port, work, folder), nprocs=2)
+    return folder
+
+
+def one_of_two(rank, port, work, folder):
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank),
+                      WORLD_SIZE='2')
+    torch.distributed.init_process_group('gloo', rank=rank, world_size=2)
+    try:
+        work(rank, folder)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def tool(name):

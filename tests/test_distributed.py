@@ -1,15 +1,11 @@
 """9. Two processes under DDP: the gradients of one process on the joined batch."""
-import os
-import socket
-
 import pytest
 import torch
-from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from e3va.gradients import select
 from e3va.methods.gps import sparse_layers
-from tests.conftest import TRUNKS, build, distance, image, projected, stir, tensors
+from tests.conftest import TRUNKS, build, distance, image, in_two_processes, projected, stir, tensors
 
 METHODS = ('full', 'lora', 'e3va', 'e3va_stream', 'e3va_trainable')
 PAIRS = [(trunk, method) for trunk in ('swin_mmdet', 'swin_mmpretrain', 'swin_timm', 'vit_mmpretrain', 'vit_timm')
@@ -42,30 +38,19 @@ def selection(rank=0, processes=1):
     return torch.cat([layer.index.flatten() for layer in sparse_layers(model).values()])
 
 
-def one_of_two(rank, port, folder):
+def halves(rank, folder):
     """Run in each process: its half of the batch; the first process writes the gradients down."""
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    distributed.init_process_group('gloo', rank=rank, world_size=2)
-    try:
-        for trunk, method in PAIRS:
-            model = DistributedDataParallel(model_of(trunk, method), find_unused_parameters=False)
-            found = gradients(model, image(trunk, batch=4)[2 * rank:2 * rank + 2])
-            if rank == 0:
-                torch.save(found, folder / f'{trunk}-{method}.pth')
-        torch.save(selection(rank, 2), folder / f'selection-{rank}.pth')
-    finally:
-        distributed.destroy_process_group()
+    for trunk, method in PAIRS:
+        model = DistributedDataParallel(model_of(trunk, method), find_unused_parameters=False)
+        found = gradients(model, image(trunk, batch=4)[2 * rank:2 * rank + 2])
+        if rank == 0:
+            torch.save(found, folder / f'{trunk}-{method}.pth')
+    torch.save(selection(rank, 2), folder / f'selection-{rank}.pth')
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('two_processes')
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(one_of_two, (port, folder), nprocs=2)
-    return folder
+    return in_two_processes(halves, tmp_path_factory.mktemp('two_processes'))
 
 
 @pytest.mark.parametrize('trunk,method', PAIRS)

@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..methods import DMLoRA
 from ..methods.base import choice, integer, number
-from ..methods.dmlora import Branches, average, draw, halve, mixtures, resize, scaled
+from ..methods.dmlora import average, draw, given_otherwise, halve, mixtures, resize, scaled
 from ..optim.dmlora import BranchMixin
 from ..registry import HOOKS
 from ..tuned import find_tuned
@@ -209,7 +209,7 @@ class DMLoRAHook(Hook):
             return
         saved = checkpoint.get(KEY)
         if not runner._resume:
-            self.check_start(plain(runner.model), checkpoint.get('state_dict', checkpoint))
+            check_start(plain(runner.model), checkpoint.get('state_dict', checkpoint))
             return
         if not saved:
             raise ValueError('the checkpoint to resume is not one of DMLoRA: it has no record of branches and stage')
@@ -231,14 +231,11 @@ class DMLoRAHook(Hook):
                                            for parameter in resize(branches, saved['active'])])
 
 
-    def check_start(self, model, state):
-        """ValueError for weights of a run that has dropped branches: a new run would be without them."""
-        for place, branches in model.named_modules():
-            if isinstance(branches, Branches):
-                found = sum(name.rpartition('.')[0] == place for name in state)
-                if found not in (0, len(branches)):
-                    raise ValueError(f'load_from has {found} branches in {place}, and a new run starts with '
-                                     f'{len(branches)}: give stock weights (e.g. of e3va.merge), or resume that run')
+def check_start(model, state):
+    """ValueError for weights of a run that has dropped branches: a new run would be without them."""
+    for place, branches, count in given_otherwise(model, state):
+        raise ValueError(f'load_from has {count} branches in {place}, and a new run starts with {len(branches)}: give '
+                         'stock weights (e.g. of e3va.merge), or resume that run')
 
 
 def plain(model):

@@ -8,6 +8,7 @@ Where the paper is silent: A and B are drawn independently of each other, of q a
 iteration; they are halved independently as well; every A_i is drawn by LoRA's kaiming, every B_i is zero.
 """
 import math
+from collections import Counter
 
 import numpy as np
 import torch
@@ -184,6 +185,13 @@ def resize(branches, count):
     return old[count:]
 
 
+def given_otherwise(model, names):
+    """[(place, `Branches`, count)] of those of which a state dict with these names has another number of branches."""
+    counts = Counter(name.rpartition('.')[0] for name in names)
+    return [(place, branches, counts[place]) for place, branches in model.named_modules()
+            if isinstance(branches, Branches) and counts[place] not in (0, len(branches))]
+
+
 @METHODS.register_module()
 class DMLoRA(Method):
     """Low-rank additions in n branches, to linears of the attention or the MLP.
@@ -223,8 +231,5 @@ class DMLoRA(Method):
 
     def expect(self, trunk, given):
         """A run drops branches: have as many as come."""
-        for place, branches in trunk.named_modules():
-            if isinstance(branches, Branches):
-                count = sum(name.rpartition('.')[0] == place for name in given)
-                if count not in (0, len(branches)):
-                    resize(branches, count)
+        for _, branches, count in given_otherwise(trunk, given):
+            resize(branches, count)

@@ -1,8 +1,6 @@
 """DMLoRA inside mmengine's own runner: draws, halvings, the second stage, resume, two processes."""
 import copy
 import json
-import os
-import socket
 
 import pytest
 import torch
@@ -11,13 +9,13 @@ from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.runner import Runner
-from torch import distributed, multiprocessing, nn
+from torch import nn
 from torch.nn import functional as F
 
 import e3va
 from e3va.distributed import GlooRunner
 from e3va.methods.dmlora import mixtures
-from tests.conftest import build
+from tests.conftest import build, in_two_processes
 
 BRANCHES, IMAGES, BATCH = 4, 8, 4                                       # an epoch has two iterations
 
@@ -433,33 +431,21 @@ def options_of(accumulate):
     return options
 
 
-def one_of_two(rank, port, folder):
+def accumulated(rank, folder):
     """Run in each process: one run for each number of accumulated batches."""
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank),
-                      WORLD_SIZE='2')
-    distributed.init_process_group('gloo', rank=rank, world_size=2)
-    try:
-        for accumulate in (1, 2):
-            runner = without_batch_norm(runner_of(folder / f'two_{accumulate}', kind=GlooRunner, launcher='pytorch',
-                                                  batch=BATCH // 2, **options_of(accumulate)))
-            runner.register_hook(Weights(folder / f'two_{accumulate}_{rank}.pth'))
-            runner.train()
-            torch.save([(row['drawn'], row['branches'], id(row['ddp'])) for row in watched(runner)],
-                       folder / f'rows_{accumulate}_{rank}.pth')
-    finally:
-        distributed.destroy_process_group()
+    for accumulate in (1, 2):
+        runner = without_batch_norm(runner_of(folder / f'two_{accumulate}', kind=GlooRunner, launcher='pytorch',
+                                              batch=BATCH // 2, **options_of(accumulate)))
+        runner.register_hook(Weights(folder / f'two_{accumulate}_{rank}.pth'))
+        runner.train()
+        torch.save([(row['drawn'], row['branches'], id(row['ddp'])) for row in watched(runner)],
+                   folder / f'rows_{accumulate}_{rank}.pth')
 
 
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
     """The folder of two processes' runs."""
-    folder = tmp_path_factory.mktemp('two')
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(one_of_two, (port, folder), nprocs=2)
-    return folder
+    return in_two_processes(accumulated, tmp_path_factory.mktemp('two'))
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])
