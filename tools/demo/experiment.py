@@ -17,14 +17,14 @@ from e3va.config import apply_method, load_config, load_method, prepare
 from e3va.cost.saved import saved_bytes
 
 CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'demo' / 'atss_vit-s.py'
-LONGEST = 336                            # px at which the longest side of a user's image is shown
+LONGEST = 336                            # px at which the longest side of a user's image is shown by default
 PICTURED = 3                             # validation images in the picture
 
 
-def task_config(found=None, epochs=None):
+def task_config(found=None, epochs=None, size=LONGEST):
     """The demo's config, on a user's data where `found` (of `folder.read_folder`) is given.
 
-    There the longest side of an image is shown at `LONGEST` px and there is a test score where there is a test split.
+    There the longest side of an image is shown at `size` px and there is a test score where there is a test split.
     """
     cfg = load_config(CONFIG)
     if found:
@@ -34,7 +34,7 @@ def task_config(found=None, epochs=None):
             file, images = found.get(split, found['val'])
             dataset = cfg[f'{split}_dataloader'].dataset
             dataset.update(ann_file=file, data_prefix=dict(img=images), metainfo=dict(classes=classes))
-            next(step for step in dataset.pipeline if step.type == 'Resize').scale = (LONGEST, LONGEST)
+            next(step for step in dataset.pipeline if step.type == 'Resize').scale = (size, size)
             if split != 'train':
                 cfg[f'{split}_evaluator'].ann_file = file
     if epochs:

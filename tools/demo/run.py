@@ -28,10 +28,14 @@ def parse(argv):
                         help='files of configs/methods/, by name or path (default: %(default)s)')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0], metavar='N', help='default: %(default)s')
     parser.add_argument('--epochs', type=int, metavar='N', help="passes over the data (default: the config's)")
+    parser.add_argument('--size', type=int, metavar='PX',
+                        help='the longest side of an image of --data is shown at so many px (default: 336)')
     parser.add_argument('--out', default='work_dirs/demo', metavar='FOLDER', help='default: %(default)s')
     args = parser.parse_args(argv)
     if args.epochs is not None and args.epochs < 1:
         parser.error(f'--epochs takes a number of at least 1, not {args.epochs}')
+    if args.size is not None and (args.size < 56 or not args.data):
+        parser.error(f'--size takes a number of at least 56 (four patches) beside --data, not {args.size}')
     if min(args.seeds) < 0:
         parser.error(f'--seeds takes numbers of at least 0, not {min(args.seeds)}')
     stems = [Path(method).stem for method in args.methods]
@@ -71,7 +75,7 @@ def demo(args, console):
     prepare_weights(cache, console.print)
     if not found:
         prepare_trees(cache, console.print)
-    cfg = task_config(found, args.epochs)
+    cfg = task_config(found, args.epochs, **dict(size=args.size) if args.size else {})
     task = Path(args.data).absolute().name if args.data else 'trees'
     place = out / f'{task}{digest(args.data)}_{cfg.train_cfg.max_epochs}e'
     folders = result_folders(place, cfg, methods, args.seeds)            # the work dir set below decides nothing
