@@ -432,24 +432,22 @@ def test_a_run_ends_with_scores_rows_and_a_picture(tmp_path):
     from experiment import rows, run
     from picture import draw
     from rich.console import Console
-    from run import read_results, table
+    from run import table
     cfg = tiny_task(tmp_path, epochs=1)
     out = io.StringIO()
     result = run(cfg, 'e3va', 1, tmp_path / 'work', Console(file=out))
     assert 'e3va, seed 1: epoch 1 of 1' in out.getvalue() and result['saved_mib'] > 0 and result['train_s'] > 0
-    assert 0 <= result['ap']['val'] <= 100 and list(result['ap']) == ['val']
+    assert list(result['scores']) == ['val'] and list(result['scores']['val']) == ['AP', 'AP50']
+    assert 0 <= result['scores']['val']['AP'] <= 100
     assert [len(item['true']) for item in result['predictions']] == [1, 1, 1]          # difficult boxes are left out
     row, = rows('data', 'e3va', 1, cfg, result)
     assert {'task', 'method', 'seed', 'metric', 'value', 'commit', 'command', 'device'} <= set(row)
+    assert row['metric'] == 'AP' and row['value'] == round(result['scores']['val']['AP'], 2)
     draw(tmp_path / 'demo.png', dict(e3va=result), ['blob', 'cell'])
     width, height = Image.open(tmp_path / 'demo.png').size
     assert width > 600 and height > 600
-    Console(file=out, width=120).print(table('data', {('e3va', 1): result}, ['e3va'], [1]))
+    Console(file=out, width=120).print(table('data', {('e3va', 1): result}, ['e3va'], [1], {}))
     assert f'{result["trained"]:,}' in out.getvalue()
-    (tmp_path / 'e3va').mkdir()
-    (tmp_path / 'e3va' / 'result.json').write_text(json.dumps(result))
-    folders = {('e3va', 0): tmp_path / 'other', ('e3va', 1): tmp_path / 'e3va'}
-    assert read_results(folders) == {('e3va', 0): None, ('e3va', 1): result}
 
 
 def test_an_interrupted_run_gives_the_terminal_back_and_goes_on(tmp_path, monkeypatch):
@@ -479,9 +477,9 @@ def test_an_interrupted_run_gives_the_terminal_back_and_goes_on(tmp_path, monkey
 
 
 def test_the_last_whole_checkpoint_is_found(tmp_path):
-    from experiment import CONFIG, last_checkpoint
+    from experiment import CONFIGS, last_checkpoint
     from mmengine.config import Config
-    assert Config.fromfile(CONFIG).default_hooks.checkpoint.max_keep_ckpts == 2
+    assert Config.fromfile(CONFIGS / 'atss_vit-s.py').default_hooks.checkpoint.max_keep_ckpts == 2
     assert last_checkpoint(tmp_path) is None
     (tmp_path / 'last_checkpoint').write_text('/elsewhere/epoch_9.pth')
     assert last_checkpoint(tmp_path) is None                             # mmengine would take the missing file
@@ -495,7 +493,7 @@ def test_the_last_whole_checkpoint_is_found(tmp_path):
 
 
 def test_a_split_without_boxes_has_no_score(tmp_path):
-    from experiment import percent
+    from experiment import SCORES, percent
     from mmdet.evaluation import CocoMetric
     voc.write_json(tmp_path / 'val.json', voc.coco([('a.jpg', 40, 30, [('cell', [0, 0, 20, 10], True)])], ['cell']))
     metric = CocoMetric(ann_file=str(tmp_path / 'val.json'), metric='bbox')
@@ -504,8 +502,10 @@ def test_a_split_without_boxes_has_no_score(tmp_path):
     metric.process({}, [dict(img_id=0, ori_shape=(30, 40), pred_instances=found)])
     undefined = metric.evaluate(1)
     assert undefined['coco/bbox_mAP'] == -1
-    splits = dict(val={'coco/bbox_mAP': 0.25}, test=undefined, empty={})
-    assert percent(splits, 'coco/bbox_mAP') == dict(val=25, empty=0)
+    names = SCORES['CocoMetric']
+    assert percent(undefined, names) == {}
+    assert percent({}, names) == dict(AP=0, AP50=0)
+    assert percent({'coco/bbox_mAP': 0.25, 'coco/bbox_mAP_50': 0.5}, names) == dict(AP=25, AP50=50)
 
 
 def test_a_result_counts_for_its_settings_only(tmp_path, monkeypatch):
@@ -562,12 +562,13 @@ def test_a_result_is_whole_or_not_there_and_then_reused(tmp_path, monkeypatch, c
     (tmp_path / 'cache' / 'vit_s_focus.pth').touch()
     trained = []
 
-    def train(cfg, method, seed, work_dir, console):
+    def train(cfg, method, seed, work_dir, console, splits):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit[0] if trained else 200, limit[1]))
         trained.append(work_dir)
         work_dir.mkdir(parents=True, exist_ok=True)
         image = dict(image=str(data / 'JPEGImages' / 'a.jpg'), true=[[0, 1.0, 1.0, 9.0, 9.0]], predicted=[])
-        return dict(ap=dict(val=50.0), ap50=dict(val=60.0), trained=1, saved_mib=1.0, train_s=1.0, predictions=[image])
+        return dict(scores=dict(val=dict(AP=50.0, AP50=60.0)), trained=1, saved_mib=1.0, train_s=1.0,
+                    predictions=[image])
 
     monkeypatch.setattr(experiment, 'run', train)
     command = ['--data', str(data), '--methods', 'fixed', '--out', str(tmp_path / 'out')]
@@ -581,5 +582,86 @@ def test_a_result_is_whole_or_not_there_and_then_reused(tmp_path, monkeypatch, c
     assert list(place.iterdir()) == []
     run.main(command)
     run.main(command)
-    assert trained == [place, place] and json.loads((place / 'result.json').read_text())['ap'] == dict(val=50)
+    assert trained == [place, place] and json.loads((place / 'result.json').read_text())['trained'] == 1
     assert 'nothing left to train' in capsys.readouterr().out
+
+
+def test_rates_are_chosen_on_val_by_the_first_seed_and_meet_test_once(tmp_path, monkeypatch, capsys):
+    import experiment
+    import run
+    data = voc_folder(tmp_path / 'data', splits=('train', 'val', 'test'))
+    monkeypatch.setenv('E3VA_CACHE', str(tmp_path / 'cache'))
+    (tmp_path / 'cache').mkdir()
+    (tmp_path / 'cache' / 'vit_s_focus.pth').touch()
+    runs = []
+
+    def train(cfg, method, seed, work_dir, console, splits):
+        runs.append((method, cfg.optim_wrapper.optimizer.lr, seed, tuple(splits)))
+        best = dict(fixed=1e-3, lora=1e-2)[method]
+        value = 90. if cfg.optim_wrapper.optimizer.lr == best else 80.
+        return dict(scores={split: dict(accuracy=value) for split in splits}, trained=1, saved_mib=1., train_s=1.,
+                    predictions=[])
+
+    monkeypatch.setattr(experiment, 'run', train)
+    command = ['--data', str(data), '--crops', '--methods', 'fixed', 'lora', '--seeds', '3', '4', '--rates', '1e-2',
+               '1e-3', '--out', str(tmp_path / 'out')]
+    run.main(command)
+    tried = [(method, rate, 3, ('val',)) for method in ('fixed', 'lora') for rate in (1e-2, 1e-3)]
+    assert runs[:4] == tried
+    assert runs[4:] == [(method, rate, seed, ('val', 'test')) for seed in (3, 4)
+                        for method, rate in (('fixed', 1e-3), ('lora', 1e-2))]
+    lines = [json.loads(line) for line in (tmp_path / 'out' / 'results.jsonl').read_text().splitlines()]
+    assert {(row['method'], row['rate'], row['value']) for row in lines} == {('fixed', 1e-3, 90), ('lora', 1e-2, 90)}
+    shown = capsys.readouterr().out
+    assert 'rates to choose from on val: 2' in shown and '0.001' in shown
+    run.main(command)
+    assert len(runs) == 8 and 'nothing left to train' in capsys.readouterr().out
+
+
+def test_crops_are_the_boxes(tmp_path):
+    import crops
+    from experiment import task_config
+    data = voc_folder(tmp_path / 'data', splits=('train', 'val', 'test'))
+    pixels = np.arange(30 * 40 * 3, dtype=np.uint8).reshape(30, 40, 3)
+    Image.fromarray(pixels).save(data / 'JPEGImages' / 'a.png')
+    (data / 'JPEGImages' / 'a.jpg').unlink()
+    for path in (data / 'Annotations').glob('*.xml'):
+        replace(path, '<difficult>1', '<difficult>0')                    # of a blob, so that there are two classes
+    found = crops.make_crops(folder.read_folder(data, tmp_path / 'cache'), tmp_path / 'cache')
+    lists = {split: Path(found[split][0]).read_text().splitlines() for split in ('train', 'val', 'test')}
+    assert [len(lines) for lines in lists.values()] == [6, 6, 6] and found['classes'] == ['blob', 'cell']
+    assert sorted(int(line.split()[1]) for line in lists['train']) == [0, 0, 0, 1, 1, 1]
+    first, second = (Image.open(Path(found['test'][1]) / line.split()[0]) for line in lists['test'][:2])
+    # the cell: x 0, y 0, 20 x 10; its square of 24 px would leave the image at the left and the top, so it moves inside
+    np.testing.assert_array_equal(np.asarray(first), pixels[:24, :24])
+    # the blob: x 4, y 5, 10 x 20, centre (9, 15)
+    np.testing.assert_array_equal(np.asarray(second), pixels[3:27, :24])
+    cfg = task_config(found, epochs=2, crops=True, rate=0.5)
+    assert cfg.model.head.num_classes == cfg.val_evaluator.num_classes == 2
+    assert cfg.optim_wrapper.optimizer.lr == 0.5 and cfg.train_dataloader.dataset.ann_file == found['train'][0]
+    before = Path(found['train'][0]).stat().st_mtime_ns
+    assert crops.make_crops(folder.read_folder(data, tmp_path / 'cache'), tmp_path / 'cache') == found
+    assert Path(found['train'][0]).stat().st_mtime_ns == before
+
+
+def test_a_classifier_of_crops_trains_and_is_scored_by_the_mean_of_the_classes(tmp_path):
+    import io
+
+    import crops
+    from experiment import rows, run, task_config
+    from rich.console import Console
+    data = voc_folder(tmp_path / 'data')
+    for path in (data / 'Annotations').glob('*.xml'):
+        replace(path, '<difficult>1', '<difficult>0')
+    found = crops.make_crops(folder.read_folder(data, tmp_path / 'cache'), tmp_path / 'cache')
+    cfg = task_config(found, epochs=1, size=28, crops=True)
+    cfg.train_dataloader.batch_size = 3
+    cfg.model.backbone = dict(type='e3va.TimmTrunk', name='vit_tiny_patch16_224', patch_size=14, embed_dim=24, depth=2,
+                              num_heads=2)
+    cfg.model.head.in_channels = 24
+    result = run(cfg, 'lora', 0, tmp_path / 'work', Console(file=io.StringIO()), ['val'])
+    assert 0 <= result['scores']['val']['accuracy'] <= 100 and result['trained'] > 0 and result['saved_mib'] > 0
+    again = run(cfg, 'lora', 0, tmp_path / 'work', Console(file=io.StringIO()), ['val'])
+    assert again['scores'] == result['scores'] and again['train_s'] == result['train_s']     # it is not trained again
+    row, = rows('cells', 'lora', 0, cfg, result)
+    assert row['metric'] == 'accuracy' and row['split'] == 'val'

@@ -1,4 +1,4 @@
-"""One run of the demo: a detector trained under one method with one seed, its scores, its cost, its predictions."""
+"""One run of the demo: a detector or classifier trained under one method with one seed, its scores, its cost."""
 import contextlib
 import os
 import shlex
@@ -16,45 +16,61 @@ import e3va
 from e3va.config import apply_method, load_config, load_method, prepare
 from e3va.cost.saved import saved_bytes
 
-CONFIG = Path(__file__).resolve().parents[2] / 'configs' / 'demo' / 'atss_vit-s.py'
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'demo'
+# what is shown of each evaluator's scores, the first to choose by, and what makes it percent
+SCORES = dict(
+    CocoMetric=dict(AP=('coco/bbox_mAP', 100), AP50=('coco/bbox_mAP_50', 100)),
+    SingleLabelMetric=dict(accuracy=('single-label/recall', 1)))
 LONGEST = 336                            # px at which the longest side of a user's image is shown by default
 PICTURED = 3                             # validation images in the picture
 
 
-def task_config(found=None, epochs=None, size=LONGEST):
-    """The demo's config, on a user's data where `found` (of `folder.read_folder`) is given.
+def task_config(found=None, epochs=None, size=None, crops=False, rate=None):
+    """The demo's config, on a user's data where `found` (of `folder.read_folder` or `crops.make_crops`) is given.
 
     There the longest side of an image is shown at `size` px and there is a test score where there is a test split.
     """
-    cfg = load_config(CONFIG)
+    cfg = load_config(CONFIGS / ('crops_vit-s.py' if crops else 'atss_vit-s.py'))
     if found:
         classes = tuple(found['classes'])
-        cfg.model.bbox_head.num_classes = len(classes)
+        size = size or (max(cfg.shown) if crops else LONGEST)
+        head = cfg.model.head if crops else cfg.model.bbox_head
+        head.num_classes = len(classes)
+        if crops:
+            cfg.data_preprocessor.num_classes = len(classes)
         for split in ('train', 'val', 'test'):
             file, images = found.get(split, found['val'])
             dataset = cfg[f'{split}_dataloader'].dataset
-            dataset.update(ann_file=file, data_prefix=dict(img=images), metainfo=dict(classes=classes))
+            dataset.update(ann_file=file, metainfo=dict(classes=classes))
+            dataset.update(dict(data_root='', data_prefix=images) if crops else dict(data_prefix=dict(img=images)))
             next(step for step in dataset.pipeline if step.type == 'Resize').scale = (size, size)
             if split != 'train':
-                cfg[f'{split}_evaluator'].ann_file = file
+                cfg[f'{split}_evaluator'].update(dict(num_classes=len(classes)) if crops else dict(ann_file=file))
     if epochs:
         cfg.train_cfg.max_epochs = cfg.train_cfg.val_interval = epochs
         cfg.param_scheduler[-1].end = cfg.param_scheduler[-1].T_max = epochs
+    if rate:
+        cfg.optim_wrapper.optimizer.lr = rate
     return cfg
 
 
-def run(cfg, method, seed, work_dir, console):
-    """Train and score one method; the logs go to `work_dir`/log.txt.
+def run(cfg, method, seed, work_dir, console, splits=('val', 'test')):
+    """Train and score one method; the logs go to `work_dir`/log.txt. What was trained before is scored only.
+
+    Args:
+        splits (sequence of str): where it is scored; 'test' only where it is not the same as val.
 
     Returns:
-        dict: `ap` and `ap50` by split in percent, `trained` parameters of the trunk and method, `saved_mib` of one
-        training step, `train_s` of all training steps, `predictions` for the picture.
+        dict: `scores` in percent, a dict by split and name, `trained` parameters of the trunk and method, `saved_mib`
+        of one training step, `train_s` of all training steps, `predictions` for the picture (of a detector).
     """
     work_dir = Path(work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
     cfg = prepare(apply_method(cfg, load_method(method)))
     cfg.work_dir, cfg.randomness.seed, cfg.experiment_name = str(work_dir), seed, work_dir.name
     cfg.train_cfg.val_begin = cfg.train_cfg.max_epochs + 1               # scored below, once
+    if cfg.test_dataloader.dataset == cfg.val_dataloader.dataset:
+        splits = [split for split in splits if split != 'test']
     with open(work_dir / 'log.txt', 'a') as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         checkpoint = last_checkpoint(work_dir)
         if checkpoint:                                                   # an interrupted run goes on
@@ -66,14 +82,13 @@ def run(cfg, method, seed, work_dir, console):
             runner.train()
         finally:                                                         # after Ctrl-C too: the bar hides the cursor
             progress.bar.stop()
-        splits = dict(val=runner.val())
-        if cfg.test_evaluator.ann_file != cfg.val_evaluator.ann_file:
-            splits['test'] = runner.test()
+        scores = {split: getattr(runner, split)() for split in splits}
         times, _ = runner.message_hub.get_scalar('train/time').data
         return dict(
-            ap=percent(splits, 'coco/bbox_mAP'), ap50=percent(splits, 'coco/bbox_mAP_50'),
+            scores={split: found for split, values in scores.items()
+                    if (found := percent(values, SCORES[cfg.val_evaluator.type]))},
             trained=e3va.report(runner.model)['trained'], saved_mib=saved_mib(runner), train_s=float(times.sum()),
-            predictions=predictions(runner))
+            predictions=predictions(runner) if 'bbox_head' in cfg.model else [])
 
 
 def last_checkpoint(work_dir):
@@ -87,18 +102,19 @@ def last_checkpoint(work_dir):
     return found and str(found)
 
 
-def percent(splits, score):
-    """One of mmdet's scores in percent, by split.
+def percent(values, names):
+    """The scores of one split in percent by their names in `SCORES`.
 
     A detector that finds nothing at all has no score there: that is 0. A split without any box scores -1: left out.
     """
-    return {split: 100 * scores.get(score, 0) for split, scores in splits.items() if scores.get(score, 0) >= 0}
+    return {name: factor * values.get(key, 0) for name, (key, factor) in names.items() if values.get(key, 0) >= 0}
 
 
 def saved_mib(runner):
     """Activations that one training step saves for backward, in MiB: the first images of the training set."""
     model, dataset = runner.model.train(), runner.train_dataloader.dataset
-    batch = pseudo_collate([dataset[i] for i in range(min(runner.train_dataloader.batch_size or 4, len(dataset)))])
+    size = min(runner.train_dataloader.batch_size or 4, len(dataset))
+    batch = runner.train_dataloader.collate_fn([dataset[i] for i in range(size)])
     data = model.data_preprocessor(batch, True)
     return saved_bytes(lambda: model(**data, mode='loss'), model) / 2 ** 20
 
@@ -130,12 +146,16 @@ def boxes(dataset, i):
 def rows(task, method, seed, cfg, result):
     """The measured rows of one run, a dict for each split that was scored."""
     common = dict(
-        task=task, method=method, seed=seed, metric='AP', epochs=cfg.train_cfg.max_epochs,
-        shown=shown(cfg), trained=result['trained'], saved_mib=round(result['saved_mib'], 2),
+        task=task, method=method, seed=seed, epochs=cfg.train_cfg.max_epochs, shown=shown(cfg),
+        rate=cfg.optim_wrapper.optimizer.lr, trained=result['trained'], saved_mib=round(result['saved_mib'], 2),
         train_s=round(result['train_s'], 1), commit=commit(), command=shlex.join(['python', *sys.argv]),
         device=device())
-    return [dict(common, split=split, value=round(ap, 2), ap50=round(result['ap50'][split], 2))
-            for split, ap in result['ap'].items()]
+    out = []
+    for split, scores in result['scores'].items():
+        (metric, value), *others = scores.items()
+        out.append(dict(common, split=split, metric=metric, value=round(value, 2),
+                        **{name.lower(): round(score, 2) for name, score in others}))
+    return out
 
 
 def shown(cfg):
@@ -153,7 +173,7 @@ def device():
 def commit():
     """Short hash of the checkout, or None outside of one (and before its first commit)."""
     try:
-        done = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=CONFIG.parent, text=True,
+        done = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=CONFIGS, text=True,
                               capture_output=True)
     except OSError:
         return None

@@ -22,7 +22,7 @@ def draw(path, results, classes):
     shown = next(iter(results.values()))['predictions']
     columns = [('truth', [item['true'] for item in shown])]
     for method, result in results.items():
-        scores = ', '.join(f'{split} {ap:.1f}' for split, ap in result['ap'].items())
+        scores = ', '.join(f'{split} {values["AP"]:.1f}' for split, values in result['scores'].items())
         columns.append((f'{method} (AP {scores})', [item['predicted'] for item in result['predictions']]))
     images = [read(item['image']) for item in shown]
     ratios = [image.shape[0] / image.shape[1] for image in images]

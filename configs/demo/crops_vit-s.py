@@ -1,0 +1,69 @@
+# python tools/demo/run.py --data VOC_OR_COCO --crops      which kind of object is on a crop? Every method, a table
+#
+# The boxes of a detection set as a small classification task, as small as those of VTAB-1k, with a linear classifier on
+# the mean of the last map of a ViT-S/14 in DINOv2's layout. What to expect: README.md here. (`data_root` is written by
+# that command, into its cache.)
+import os
+
+cache = os.path.expanduser(os.environ.get('E3VA_CACHE', '~/.cache/e3va'))
+
+# ---- what one edits
+classes = ('object', )
+data_root = f'{cache}/crops/'
+weights = f'{cache}/vit_s_focus.pth'
+shown = (42, 42)              # px: nine patches
+epochs = 10
+batch = 16
+rate = 1e-3                   # AdamW
+
+# ---- the classifier
+default_scope = 'mmpretrain'
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(
+        type='e3va.TimmTrunk', name='vit_small_patch14_dinov2', out_indices=(11, ),
+        init_cfg=dict(type='Pretrained', checkpoint=weights)),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(type='LinearClsHead', num_classes=len(classes), in_channels=384, loss=dict(type='CrossEntropyLoss')))
+data_preprocessor = dict(
+    num_classes=len(classes), mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+
+# ---- the data
+resize = dict(type='Resize', scale=shown, interpolation='bicubic', backend='pillow')
+train_pipeline = [
+    dict(type='LoadImageFromFile'), resize, dict(type='RandomFlip', prob=0.5),
+    dict(type='RandomFlip', prob=0.5, direction='vertical'), dict(type='PackInputs')]
+test_pipeline = [dict(type='LoadImageFromFile'), resize, dict(type='PackInputs')]
+train_dataloader = dict(
+    batch_size=batch, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=True), drop_last=True,
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(type='CustomDataset', data_root=data_root, ann_file='train.txt', metainfo=dict(classes=classes),
+                 pipeline=train_pipeline))
+val_dataloader = dict(
+    batch_size=128, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(type='CustomDataset', data_root=data_root, ann_file='val.txt', metainfo=dict(classes=classes),
+                 pipeline=test_pipeline))
+# the mean of the classes' accuracies, as some classes have ten times the objects of others
+val_evaluator = dict(type='SingleLabelMetric', items=('recall', ), average='macro', num_classes=len(classes))
+test_dataloader = val_dataloader
+test_evaluator = val_evaluator
+
+# ---- the schedule
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=rate, weight_decay=1e-4))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=True, begin=0, end=1, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=epochs, T_max=epochs, convert_to_iter_based=True)]
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'), logger=dict(type='LoggerHook', interval=10),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
+    sampler_seed=dict(type='DistSamplerSeedHook'))
+env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0))
+log_processor = dict(type='LogProcessor', window_size=10, by_epoch=True)
+visualizer = dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
+randomness = dict(seed=0)
+log_level = 'INFO'
