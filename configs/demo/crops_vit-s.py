@@ -12,7 +12,7 @@ classes = ('object', )
 data_root = f'{cache}/crops/'
 weights = f'{cache}/vit_s_focus.pth'
 shown = (42, 42)              # px: nine patches
-epochs = 10
+epochs = 6
 batch = 16
 rate = 1e-3                   # AdamW
 
