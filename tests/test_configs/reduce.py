@@ -18,6 +18,11 @@ def reduce_model(model):
     elif kind == 'VisionTransformer':
         backbone.arch = dict(embed_dims=NECK, num_layers=2, num_heads=2, feedforward_channels=2 * NECK)
         widths = {1: NECK}
+    elif kind == 'mmpretrain.ViTSAM':
+        backbone.update(arch=dict(embed_dims=NECK, num_layers=2, num_heads=2, feedforward_channels=2 * NECK,
+                                  global_attn_indexes=[1]),
+                        img_size=shrink(backbone.img_size), out_channels=NECK)
+        widths = {1: NECK}
     elif kind == 'ConvNeXt':
         backbone.arch = dict(depths=[1, 1, 1, 1], channels=WIDTHS)
         widths = {3: WIDTHS[3]}
@@ -56,13 +61,17 @@ def reduce(cfg):
             split = 'val' if node.get('test_mode') else 'train'
             node.update(ann_file=f'data/coco/annotations/instances_{split}2017.json', metainfo=dict(classes=['person']),
                         data_prefix=dict(img=f'data/coco/{split}2017/'))
+        if node.get('type') == 'CustomDataset':                 # the demo's crops: any classes will do
+            node.update(data_root='data/imagenet', data_prefix='train', ann_file='', metainfo=None)
+            for part in (cfg.model.head, cfg.data_preprocessor, cfg.val_evaluator):
+                part.num_classes = 1000
         if node.get('type') == 'CocoMetric' and not str(node.ann_file).startswith('data/'):
             node.ann_file = 'data/coco/annotations/instances_val2017.json'
     for loader in loaders:
         loader.update(num_workers=0, batch_size=2)
     cfg.train_cfg.val_interval = 1
     cfg.visualizer.vis_backends = []
-    cfg.work_dir, cfg.log_level = 'work_dirs', 'ERROR'
+    cfg.work_dir, cfg.log_level, cfg.load_from = 'work_dirs', 'ERROR', None
     return prepare(cfg)
 
 
