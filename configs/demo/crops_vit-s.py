@@ -14,7 +14,7 @@ weights = f'{cache}/vit_s_focus.pth'
 shown = (42, 42)              # px: nine patches
 epochs = 6
 batch = 16
-rate = 1e-3                   # AdamW
+rate = 5e-4                   # AdamW; of the classifier, which starts at random, ten times as much
 
 # ---- the classifier
 default_scope = 'mmpretrain'
@@ -53,7 +53,9 @@ test_evaluator = val_evaluator
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=rate, weight_decay=1e-4))
+optim_wrapper = dict(
+    type='OptimWrapper', optimizer=dict(type='AdamW', lr=rate, weight_decay=1e-4),
+    paramwise_cfg=dict(custom_keys=dict(head=dict(lr_mult=10))))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=True, begin=0, end=1, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=epochs, T_max=epochs, convert_to_iter_based=True)]
