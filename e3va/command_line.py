@@ -49,8 +49,13 @@ def read_config(args):
     if args.method:
         method = load_method(args.method)
         cfg = apply_settings(apply_method(cfg, method), method)
+    return override(cfg, args.cfg_options)
+
+
+def override(cfg, options):
+    """`cfg` with the settings of --cfg-options."""
     try:
-        cfg.merge_from_dict(args.cfg_options)
+        cfg.merge_from_dict(options)
     except (KeyError, TypeError) as error:
         raise ValueError(f'--cfg-options: {error.args[0]}') from error
     return cfg
@@ -83,7 +88,7 @@ def message(error):
     """What to tell the user of an error."""
     if isinstance(error, URLError):
         return (f'a download failed: {error}. Give the file by its path, for weights '
-                '--cfg-options model.backbone.init_cfg.checkpoint=PATH')
+                '--cfg-options model.backbone.init_cfg.checkpoint=PATH, or load_from=PATH where the config has that')
     return error.args[0] if isinstance(error, KeyError) else error
 
 

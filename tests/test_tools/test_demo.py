@@ -435,8 +435,9 @@ def test_a_run_ends_with_scores_rows_and_a_picture(tmp_path):
     from run import table
     cfg = tiny_task(tmp_path, epochs=1)
     out = io.StringIO()
-    result = run(cfg, 'e3va', 1, tmp_path / 'work', Console(file=out))
+    result = run(cfg, 'e3va', 1, tmp_path / 'work', Console(file=out), options={'model.backbone.method.rank': 2})
     assert 'e3va, seed 1: epoch 1 of 1' in out.getvalue() and result['saved_mib'] > 0 and result['train_s'] > 0
+    assert result['trained'] == 3 * 2 * (4 * 2 * (24 + 12) + 24 + 12) + 3 * 2 * 24       # rank 2, width 24, three blocks
     assert list(result['scores']) == ['val'] and list(result['scores']['val']) == ['AP', 'AP50']
     assert 0 <= result['scores']['val']['AP'] <= 100
     assert [len(item['true']) for item in result['predictions']] == [1, 1, 1]          # difficult boxes are left out
@@ -524,6 +525,8 @@ def test_a_result_counts_for_its_settings_only(tmp_path, monkeypatch):
     (tmp_path / 'mine.py').write_text("method = dict(type='LoRA', rank=8)\n")
     second = folders()
     assert [a == b for a, b in zip(first, second)] == [True, False, True, False]
+    given = result_folders(tmp_path / 'out', cfg, methods, [0], {'model.test_cfg.score_thr': 0.1})
+    assert not {str(path) for path in given.values()} & set(second)
     cfg.optim_wrapper.optimizer.lr /= 2
     third = folders()
     assert not set(third) & set(second)
@@ -562,7 +565,7 @@ def test_a_result_is_whole_or_not_there_and_then_reused(tmp_path, monkeypatch, c
     (tmp_path / 'cache' / 'vit_s_focus.pth').touch()
     trained = []
 
-    def train(cfg, method, seed, work_dir, console, splits):
+    def train(cfg, method, seed, work_dir, console, splits, options):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit[0] if trained else 200, limit[1]))
         trained.append(work_dir)
         work_dir.mkdir(parents=True, exist_ok=True)
@@ -595,7 +598,7 @@ def test_rates_are_chosen_on_val_by_the_first_seed_and_meet_test_once(tmp_path, 
     (tmp_path / 'cache' / 'vit_s_focus.pth').touch()
     runs = []
 
-    def train(cfg, method, seed, work_dir, console, splits):
+    def train(cfg, method, seed, work_dir, console, splits, options):
         runs.append((method, cfg.optim_wrapper.optimizer.lr, seed, tuple(splits)))
         best = dict(fixed=1e-3, lora=1e-2)[method]
         value = 90. if cfg.optim_wrapper.optimizer.lr == best else 80.

@@ -13,6 +13,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from progress import ProgressHook
 
 import e3va
+from e3va.command_line import override
 from e3va.config import apply_method, load_config, load_method, prepare
 from e3va.cost.saved import saved_bytes
 
@@ -54,11 +55,12 @@ def task_config(found=None, epochs=None, size=None, crops=False, rate=None):
     return cfg
 
 
-def run(cfg, method, seed, work_dir, console, splits=('val', 'test')):
+def run(cfg, method, seed, work_dir, console, splits=('val', 'test'), options=None):
     """Train and score one method; the logs go to `work_dir`/log.txt. What was trained before is scored only.
 
     Args:
         splits (sequence of str): where it is scored; 'test' only where it is not the same as val.
+        options (dict): of --cfg-options.
 
     Returns:
         dict: `scores` in percent, a dict by split and name, `trained` parameters of the trunk and method, `saved_mib`
@@ -66,7 +68,7 @@ def run(cfg, method, seed, work_dir, console, splits=('val', 'test')):
     """
     work_dir = Path(work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
-    cfg = prepare(apply_method(cfg, load_method(method)))
+    cfg = prepare(override(apply_method(cfg, load_method(method)), options or {}))
     cfg.work_dir, cfg.randomness.seed, cfg.experiment_name = str(work_dir), seed, work_dir.name
     cfg.train_cfg.val_begin = cfg.train_cfg.max_epochs + 1               # scored below, once
     if cfg.test_dataloader.dataset == cfg.val_dataloader.dataset:

@@ -24,6 +24,7 @@ COST = {name: seconds / (336 * 252) for name, seconds in COST.items()}
 
 
 def parse(argv):
+    from e3va.command_line import Options
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', metavar='FOLDER', help='a Pascal VOC or COCO folder instead of the tree crowns')
     parser.add_argument('--methods', nargs='+', default=['fixed', 'e3va', 'lora'], metavar='NAME_OR_FILE',
@@ -37,6 +38,8 @@ def parse(argv):
     parser.add_argument('--size', type=int, metavar='PX',
                         help='the longest side of an image of --data is shown at so many px (default: 336)')
     parser.add_argument('--out', default='work_dirs/demo', metavar='FOLDER', help='default: %(default)s')
+    parser.add_argument('--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE',
+                        help='override settings under every method, e.g. default_hooks.pear.warmup=2')
     args = parser.parse_args(argv)
     if args.epochs is not None and args.epochs < 1:
         parser.error(f'--epochs takes a number of at least 1, not {args.epochs}')
@@ -94,7 +97,7 @@ def demo(args, console):
     place = out / f'{task}{digest(args.data)}_{first.train_cfg.max_epochs}e'
     folders = {}                                                         # (rate, method, seed): where it runs
     for rate, cfg in cfgs.items():
-        for key, folder in result_folders(place, cfg, methods, args.seeds).items():
+        for key, folder in result_folders(place, cfg, methods, args.seeds, args.cfg_options).items():
             folders[(rate, *key)] = folder
         cfg.work_dir = str(out)                                          # behind the hashes, of which it is no part
         check(cfg, 'train')
@@ -107,7 +110,7 @@ def demo(args, console):
         for path in (folder / 'result.json', folder / file):
             if path.is_file():
                 return json.loads(path.read_text())
-        result = run(cfg, methods[name], seed, folder, console, splits)
+        result = run(cfg, methods[name], seed, folder, console, splits, args.cfg_options)
         result['rows'] = rows(task, name, seed, cfg, result)
         write_json(folder / file, result)
         with open(out / kept, 'a') as lines:
@@ -135,11 +138,11 @@ def digest(data):
     return f'-{hashlib.sha256(str(Path(data).resolve()).encode()).hexdigest()[:6]}' if data else ''
 
 
-def result_folders(place, cfg, methods, seeds):
+def result_folders(place, cfg, methods, seeds, options=None):
     """{(method, seed): its folder}, in the order in which they run.
 
-    A hash of the config, the method file and the annotations is part of the name: after a change of one of them
-    nothing of before is reused.
+    A hash of the config, the method file, the options and the annotations is part of the name: after a change of one
+    of them nothing of before is reused.
     """
     from e3va.config import load_method
     common = hashlib.sha256(cfg.pretty_text.encode())
@@ -149,6 +152,7 @@ def result_folders(place, cfg, methods, seeds):
     for name, method in methods.items():
         mark = common.copy()
         mark.update(load_method(method).pretty_text.encode())
+        mark.update(json.dumps(options, sort_keys=True).encode() if options else b'')
         marks[name] = mark.hexdigest()[:6]
     return {(name, seed): place / f'{name}_seed{seed}-{marks[name]}' for seed in seeds for name in methods}
 

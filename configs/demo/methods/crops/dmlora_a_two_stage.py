@@ -1,4 +1,0 @@
-# For the demo's crops (6 epochs): DMLoRA's scheme A, 8 branches, no reduction, then 2 epochs for the scales.
-_base_ = '../../../methods/dmlora_scheme_a.py'
-method = dict(branches=8)
-default_hooks = dict(dmlora=dict(scale_length=2))
