@@ -93,6 +93,7 @@ setup(
             'onedl-mmpretrain>=1.3.6,<1.4',
             'timm>=1.0.31,<1.1',
         ],
+        'sam': ['segment-anything>=1.0,<2'],                 # the prompt encoder and mask decoder of e3va.SAMSegmentor
         'tests': ['pytest>=9,<10', 'pytest-timeout>=2.4,<3', 'pytest-xdist>=3.8,<4', 'onnx>=1.23,<2',
                   'torchao>=0.18,<0.19'],
     },

@@ -110,8 +110,9 @@ def apply_method(cfg, method_cfg):
 def apply_settings(cfg, method_cfg):
     """Set in a config, in place, what its method's paper takes for its task, and say so in the log; returns it.
 
-    Settings are a table beside the method file, NAME.yml: an entry for a suite, with settings of `all` its tasks, the
-    dotted keys of its `columns`, and in `rows` the values for a task. Task files name themselves by `suite` and `task`.
+    Settings are a table beside the method file, or a base of it, NAME.yml: an entry for a suite, with settings of `all`
+    its tasks, the dotted keys of its `columns`, and in `rows` the values for a task. Task files name themselves by
+    `suite` and `task`.
 
     Args:
         cfg (Config): what `apply_method` gives.
@@ -120,8 +121,8 @@ def apply_settings(cfg, method_cfg):
     Raises:
         ValueError: a row that does not fit the columns.
     """
-    file = Path(method_cfg.filename).with_suffix('.yml')
-    if 'suite' not in cfg or not file.is_file():
+    file = table_of(method_cfg.filename)
+    if 'suite' not in cfg or file is None:
         return cfg
     table = (yaml.safe_load(file.read_text()) or {}).get(cfg.suite, {})
     columns, row = table.get('columns', []), table.get('rows', {}).get(cfg.get('task'))
@@ -134,6 +135,15 @@ def apply_settings(cfg, method_cfg):
                   + ', '.join(f'{key}={value}' for key, value in chosen.items()))
         cfg.merge_from_dict(chosen)
     return cfg
+
+
+def table_of(method_file):
+    """The table beside a method file, or beside the first of its bases that has one; None."""
+    file = Path(method_file).with_suffix('.yml')
+    found = file if file.is_file() else None
+    for base in () if found else Config._get_base_files(str(method_file)):
+        found = found or table_of(Path(method_file).parent / base)
+    return found
 
 
 def use_amp(cfg):

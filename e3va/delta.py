@@ -9,8 +9,11 @@ from mmengine.runner import CheckpointLoader
 
 from . import delta_file, loading
 from .delta_file import fingerprint
+from .layers.quantised import quantised_entries
 from .methods import build_method
+from .methods.routing import TABLE, routing_of
 from .surgery import replace, unbind
+from .trunks import vit_sam
 from .trunks.walk import restore
 from .tuned import find_tuned
 
@@ -32,6 +35,7 @@ def is_changed(trunk, name):
 def delta(model):
     """What training changes, as {name in the model's state_dict: tensor}: the method's entries, neck and heads.
 
+    Of a quantised matrix these are the floats behind the bits; the file of a delta has the bits alone.
     Left out are the frozen entries of the trunk. Buffers outside the trunk (a head's batch norm) are in.
     """
     prefix, trunk = find_tuned(model)
@@ -71,7 +75,7 @@ def save_delta(model, path, base=None, dataset_meta=None):
             `init_cfg`.
         dataset_meta (dict): e.g. `dict(classes=(...), palette=[...])`, for the inference APIs.
     """
-    delta_file.write(path, delta(model), describe(model, base, dataset_meta))
+    delta_file.write(path, delta(model), describe(model, base, dataset_meta), quantised_entries(model))
 
 
 def load_delta(model, path, base=None):
@@ -99,6 +103,8 @@ def load_delta(model, path, base=None):
         wrong.append(f'not in the model: {loading.shorten(sorted(set(tensors) - set(own)))}')
     shapes = [f'{name} {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}'
               for name in own if name in tensors and tensors[name].shape != own[name].shape]
+    if {name: bits for name, (bits, *_) in meta.get('packed', {}).items()} != quantised_entries(model):
+        wrong.append('other matrices are quantised, or in other bits')
     if shapes:
         wrong.append(f'other shapes: {loading.shorten(shapes, 3)}')
     if wrong:
@@ -153,7 +159,7 @@ def load_base(trunk, source):
         load_timm(trunk, source)
         return
     found = CheckpointLoader.load_checkpoint(source, map_location='cpu')
-    found = found.get('state_dict', found)
+    found = vit_sam.own_names(found.get('state_dict', found))
     for prefix in ('', 'backbone.', 'module.backbone.'):
         if all(prefix + name in found for name in frozen(trunk)):
             inside = {name[len(prefix):]: value for name, value in found.items() if name.startswith(prefix)}
@@ -168,6 +174,7 @@ def load_base(trunk, source):
         trunk.init_cfg = old
 
 
+@torch.no_grad()
 def merge(model):
     """A copy of a tuned model (or trunk) with the delta folded into plain layers: the stock classes and names.
 
@@ -180,13 +187,16 @@ def merge(model):
                          'the tuned model, or its delta (e3va.save_delta)')
     model = copy.deepcopy(model)
     prefix, trunk = find_tuned(model)
-    for name, layer in [(name, layer) for name, layer in trunk.named_modules() if hasattr(layer, 'merged')]:
-        replace(trunk, name, layer.merged())
+    for name, layer in [(name, layer) for name, layer in model.named_modules()
+                        if callable(getattr(layer, 'merged', None))]:
+        replace(model, name, layer.merged())
+    if routing_of(trunk):
+        replace(trunk, TABLE, None)
     unbind(trunk, 'train')
     if trunk.tuning.parts:
         restore(trunk, trunk.tuning.parts)
     loading.unwatch(trunk)
-    keys = trunk.tuning.keys
+    keys, head = set(trunk.tuning.keys), tuple(f'{name.rpartition(".")[0]}.' for name in trunk.tuning.head)
     del trunk.tuning
-    assert set(trunk.state_dict()) == set(keys)
+    assert all(name.startswith(head) for name in keys ^ set(trunk.state_dict()))    # a quantised one had no bias
     return model.requires_grad_(True)

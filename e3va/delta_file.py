@@ -8,6 +8,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .layers.quantised import pack, unpack
+
 VERSION = 1
 
 
@@ -20,9 +22,16 @@ def fingerprint(tensors, text=''):
     return digest.hexdigest()
 
 
-def write(path, tensors, meta):
-    """Write {name: tensor} and the JSON-able `meta`; the file is replaced as a whole, or not at all."""
-    path = os.path.abspath(path)
+def write(path, tensors, meta, bits=None):
+    """Write {name: tensor} and the JSON-able `meta`; the file is replaced as a whole, or not at all.
+
+    Args:
+        bits (dict): {name: bits} of the matrices that are written as codes, see `layers.quantised`.
+    """
+    path, tensors, bits = os.path.abspath(path), dict(tensors), bits or {}
+    meta = dict(meta, packed={name: (count, *tensors[name].shape) for name, count in bits.items()})
+    for name, count in bits.items():
+        tensors[name] = pack(tensors[name], tensors.pop(f'{name}_statistics'), count)
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     text = json.dumps(dict(meta, version=VERSION), default=plain)
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -38,7 +47,10 @@ def write(path, tensors, meta):
 
 
 def read(path):
-    """({name: tensor}, meta) of a delta; ValueError if the file is not one, or is damaged."""
+    """({name: tensor}, meta) of a delta; ValueError if the file is not one, or is damaged.
+
+    A matrix that is written as codes comes as two entries of a state dict, its floats and its statistics.
+    """
     if not os.path.isfile(path):
         raise ValueError(f'there is no delta file {path}')
     try:
@@ -54,6 +66,8 @@ def read(path):
     meta = json.loads(header['e3va'])
     if meta['version'] > VERSION:
         raise ValueError(f'{path} has format {meta["version"]}, this e3va reads up to {VERSION}; update e3va')
+    for name, (bits, *shape) in meta.get('packed', {}).items():
+        tensors[name], tensors[f'{name}_statistics'] = unpack(tensors[name], bits, shape)
     return tensors, meta
 
 

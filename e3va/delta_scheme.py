@@ -7,9 +7,11 @@ import copy
 
 from mmengine.registry import MODELS as ROOT
 from mmengine.runner import CheckpointLoader
+from torch import nn
 
 from . import delta_file
 from .delta import find_base, merge
+from .layers import QuantisedLinear
 from .tuned import tune
 
 
@@ -43,5 +45,11 @@ def whole_checkpoint(path, base=None, merged=False):
     trunk.load_state_dict({**stock, **inside})
     trunk = merge(trunk) if merged else trunk
     state = {prefix + name: value for name, value in trunk.state_dict().items()}
-    state.update((name, value) for name, value in tensors.items() if not name.startswith(prefix))
+    outside = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
+    for name, (bits, out, width) in meta.get('packed', {}).items() if merged else ():
+        if name in outside:                                             # a quantised head: the stock one has its values
+            layer, place = QuantisedLinear(nn.Linear(width, out), bits).eval(), name.rpartition('.')[0]
+            layer.load_state_dict({key: outside.pop(f'{place}.{key}') for key in layer.state_dict()})
+            outside.update((f'{place}.{key}', value) for key, value in layer.merged().state_dict().items())
+    state.update(outside)
     return dict(state_dict=state, meta=dict(dataset_meta=meta['dataset_meta'], e3va=meta))

@@ -18,8 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .delta import delta
+from .layers import Emptied, served
 from .loading import shorten
 from .methods.lora import LoRALinear
+from .methods.routing import TABLE
 from .tuned import find_tuned
 
 TENSORS, CONFIG = 'adapter_model.safetensors', 'adapter_config.json'
@@ -85,22 +87,28 @@ def import_peft(model, folder):
             The model then has its old values.
     """
     layers = lora_layers(model)
+    units = [unit for layer in layers.values() for unit in layer.pairs.values()]
+    if any(isinstance(unit, Emptied) or unit.bits < 32 for unit in units):
+        raise ValueError("the model's LoRA is quantised, pruned or shared, and cannot take the factors of a file of "
+                         'PEFT: tune a new model with bits=32')
     config, tensors = read(folder)
     own, trained = model.state_dict(), others(model, layers)
     new, wrong = {}, foreign_options(config)
     for name, layer in layers.items():
-        pair = [f'{name}.lora_{part}.weight' for part in 'AB']
-        if not set(pair) <= set(tensors):
-            new[f'{name}.up'] = torch.zeros_like(layer.up)
+        keys = [f'{name}.lora_{part}.weight' for part in 'AB']
+        if not set(keys) <= set(tensors):
+            new.update({f'{name}.pairs.{i}.up': torch.zeros_like(pair.up) for i, pair in layer.pairs.items()})
             continue
-        pair = [tensors.pop(key) for key in pair]
+        a, b = (tensors.pop(key) for key in keys)
         try:
-            down, up = split(layer, *pair)
+            factors = split(layer, a, b)
         except ValueError as error:
             wrong.append(f'{name}: {error}')
             continue
-        ratio = scaling(config, name, len(pair[0])) / layer.scale
-        new.update({f'{name}.down': down, f'{name}.up': up if math.isclose(ratio, 1) else ratio * up})
+        ratio = scaling(config, name, len(a)) / layer.scale
+        for i, (down, up) in zip(layer.pairs, factors):
+            new.update({f'{name}.pairs.{i}.down': down,
+                        f'{name}.pairs.{i}.up': up if math.isclose(ratio, 1) else ratio * up})
     if not any(name.endswith('.down') for name in new) and not wrong:
         wrong.append(f'it changes none of the layers {shorten(layers, 3)}')
     for name, value in tensors.items():
@@ -131,7 +139,7 @@ def foreign_options(config):
 def lora_layers(model):
     """{name in the model: layer} of the layers that LoRA adapts; ValueError if the model is not tuned by LoRA."""
     method = find_tuned(model)[1].tuning.method
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALinear)}
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALinear) and layer.slices}
     if not layers:
         raise ValueError(f'PEFT\'s adapter files hold LoRA, and the model is tuned by {type(method).__name__}: tune it '
                          'by LoRA, or save its delta (e3va.save_delta)')
@@ -139,23 +147,26 @@ def lora_layers(model):
 
 
 def others(model, layers):
-    """What trains beside LoRA's factors, {name: tensor}."""
-    factors = {f'{name}.{factor}' for name in layers for factor in ('down', 'up')}
-    return {name: value for name, value in delta(model).items() if name not in factors}
+    """What trains beside LoRA's factors (and the table of who shares them), {name: tensor}."""
+    prefix = find_tuned(model)[0]
+    known = (f'{prefix}{TABLE}.', *(f'{name}.pairs.' for name in layers))
+    return {name: value for name, value in delta(model).items() if not name.startswith(known)}
 
 
+@torch.no_grad()
 def joined(layer):
     """(rank, (A, B)) of a layer's slices side by side."""
-    n, width, rank = layer.up.shape
-    b = layer.up.new_zeros(layer.of, width, n, rank)
-    for i, part in enumerate(layer.slices):
-        b[part, :, i] = layer.up[i].detach()
-    return n * rank, (layer.down.flatten(0, 1), b.flatten(2).flatten(0, 1))
+    pairs = list(served(layer.pairs).values())
+    rank = len(pairs[0].down)
+    b = layer.weight.new_zeros(layer.of, layer.width, len(pairs), rank)
+    for i, (part, pair) in enumerate(zip(layer.slices, pairs)):
+        b[part, :, i] = pair.value('up')
+    return len(pairs) * rank, (torch.cat([pair.value('down') for pair in pairs]), b.flatten(2).flatten(0, 1))
 
 
 def split(layer, a, b):
-    """`down` and `up` of a layer from PEFT's A (r, in) and B (out, r); ValueError where its slices cannot hold them."""
-    n, width, rank = layer.up.shape
+    """[(down, up)] of a layer's pairs from PEFT's A (r, in) and B (out, r); ValueError where they cannot hold them."""
+    n, width, rank = len(layer.pairs), layer.width, len(next(iter(layer.pairs.values())).down)
     if a.dim() != 2 or a.shape[1] != layer.in_features or b.shape != (layer.out_features, len(a)):
         raise ValueError(f'A {tuple(a.shape)} and B {tuple(b.shape)} are not of a layer {layer.in_features} -> '
                          f'{layer.out_features}')
@@ -165,9 +176,9 @@ def split(layer, a, b):
         mine = blocks[list(layer.slices)]                               # (n, width, r)
         cut = mine.unflatten(-1, (n, -1)) if len(a) == n * rank else mine[:, :, None]
         if len(a) == n * rank and not any(cut[i, :, j].any() for i in range(n) for j in range(n) if i != j):
-            return a.unflatten(0, (n, rank)), torch.stack([cut[i, :, i] for i in range(n)])
+            return [(a[i * rank:(i + 1) * rank], cut[i, :, i]) for i in range(n)]
         if len(a) == rank:
-            return a.expand(n, -1, -1), mine
+            return [(a, up) for up in mine]
     names = 'q', 'k', 'v'
     change = f' and changes {", ".join(names[i] for i in touched)}' if layer.of == 3 and touched else ''
     have = f' on {", ".join(names[i] for i in layer.slices)}' if layer.of == 3 else ''

@@ -4,14 +4,20 @@ mmengine imports `locations` the first time that a prefixed type is looked up, s
 """
 from mmengine.registry import DATASETS as ROOT_DATASETS
 from mmengine.registry import HOOKS as ROOT_HOOKS
+from mmengine.registry import METRICS as ROOT_METRICS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT_CONSTRUCTORS
 from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
+from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry
 
-MODELS = Registry('model', parent=ROOT_MODELS, scope='e3va', locations=['e3va.tuned', 'e3va.trunks.timm_trunk'])
+MODELS = Registry('model', parent=ROOT_MODELS, scope='e3va',
+                  locations=['e3va.tuned', 'e3va.heads', 'e3va.trunks.timm_trunk'])
 DATASETS = Registry(
     'dataset', parent=ROOT_DATASETS, scope='e3va', locations=['e3va.datasets.fgvc', 'e3va.datasets.vtab'])
+# Not among these: e3va.SAMSegmentor, e3va.KvasirSEG, which need mmsegmentation; configs name them in `custom_imports`.
+TRANSFORMS = Registry('transform', parent=ROOT_TRANSFORMS, scope='e3va', locations=['e3va.datasets.polyp'])
+METRICS = Registry('metric', parent=ROOT_METRICS, scope='e3va', locations=['e3va.datasets.polyp'])
 HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='e3va', locations=['e3va.hooks'])
 OPTIM_WRAPPERS = Registry('optim_wrapper', parent=ROOT_OPTIM_WRAPPERS, scope='e3va', locations=['e3va.optim'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(

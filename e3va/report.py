@@ -1,6 +1,8 @@
 """What a tuned model trains and what it costs to store."""
 from .delta import is_changed
 from .layers import Int8Linear, SparseWeight
+from .layers.quantised import packed_bytes, quantised_entries
+from .methods.routing import TABLE
 from .tuned import find_tuned
 
 
@@ -11,8 +13,8 @@ class Report(dict):
         method, trunk (str): types.
         trained, frozen (int): parameters of the trunk and the method; neck and heads are not counted, as in the papers.
         trained_bytes, frozen_bytes (int): their bytes.
-        delta_bytes (int): payload of the trained tensors of trunk and method, without file header, head and tables of
-            indices (GPS).
+        delta_bytes (int): payload of the trained tensors of trunk and method, quantised ones in their bits, without
+            file header, head and tables of indices (GPS) or of who serves whom (Pear).
         head (int): trained parameters outside: neck, heads, a timm model's classifier.
         rows (list of dict): name, shape, trained (count), bytes and part ('trunk', 'method' or 'head') of each
             trained entry.
@@ -60,8 +62,12 @@ def report(model):
             frozen += module.levels.numel()
             frozen_bytes += sum(value.numel() * value.element_size() for value in (module.levels, module.scale))
     inside = [row for row in rows if row['part'] != 'head']
-    delta_bytes = sum(value.numel() * value.element_size() for name, value in trunk.state_dict().items()
-                      if name not in tuning.head and is_changed(trunk, name) and value.is_floating_point())
+    bits = quantised_entries(trunk)
+    recorded = {f'{name}_statistics' for name in bits}
+    delta_bytes = sum(packed_bytes(value.numel(), bits[name]) if name in bits else value.numel() * value.element_size()
+                      for name, value in trunk.state_dict().items() if name not in tuning.head | recorded
+                      and is_changed(trunk, name) and value.is_floating_point()
+                      and not name.startswith(f'{TABLE}.'))
     return Report(
         method=type(tuning.method).__name__, trunk=type(trunk).__name__,
         trained=sum(row['trained'] for row in inside), frozen=frozen,

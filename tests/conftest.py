@@ -39,6 +39,9 @@ TRUNKS = dict(
     vit_timm=('e3va.TimmTrunk', dict(
         name='vit_small_patch14_dinov2', img_size=70, depth=4, embed_dim=24, num_heads=2, out_indices=(1, 3),
         drop_path_rate=0.3), (71, 90)),
+    vit_sam=('mmpretrain.ViTSAM', dict(
+        arch=dict(VIT_ARCH, global_attn_indexes=[1, 3]), img_size=64, patch_size=16, out_channels=8, window_size=3,
+        drop_path_rate=0.3), (80, 64)),
     convnext_mmpretrain=('mmpretrain.ConvNeXt', dict(
         arch=dict(depths=[1, 2, 2, 1], channels=[12, 24, 36, 48]), out_indices=(0, 1, 2, 3),
         gap_before_final_norm=False, drop_path_rate=0.3, layer_scale_init_value=0.1), (67, 90)),
@@ -51,15 +54,18 @@ METHODS = dict(
     fixed=dict(type='Fixed'),
     fixed_norms=dict(type='Fixed', train_out_norms=True),
     lora=dict(type='LoRA', rank=3, alpha=6, roles=('q', 'v', 'proj', 'fc1', 'fc2')),
+    lora_1bit=dict(type='LoRA', rank=3, bits=1),
     # added modules
     adapter=dict(type='Adapter', rank=4, activation='quick_gelu', dropout=0.1, init='xavier'),
     adapter_zero=dict(type='Adapter', rank=4),
     adapter_pfeiffer=dict(type='AdapterPfeiffer', rank=4, bias=False),
     adaptformer=dict(type='AdaptFormer', rank=4, branches=('attn', 'mlp')),
+    adaptformer_1bit=dict(type='AdaptFormer', rank=5, bits=1),
     lorand=dict(type='LoRand', rank=2),
     lorand_before=dict(type='LoRand', branches=3, rank=2, mid=5, second='before'),
     compacter=dict(type='Compacter', rank=4, n=2),
     mona=dict(type='Mona', rank=4),
+    evp=dict(type='EVP', reduction=4),
     # weights
     bitfit=dict(type='BitFit'),
     dmlora=dict(type='DMLoRA', rank=3, branches=2, scale=2.),

@@ -1,5 +1,6 @@
 """What must hold for every method on every trunk (invariants 1 to 5, 7 and, for LoRA and the plain ones, 6)."""
 import copy
+import itertools
 import pickle
 
 import pytest
@@ -156,8 +157,9 @@ def test_autocast(trunk, method):
         assert (a - b.float()).abs().max() <= 0.05 * a.abs().max()
 
 
-@pytest.mark.parametrize('method', ['full', 'lora', 'e3va', 'e3va_stream'])
-@pytest.mark.parametrize('trunk', ['swin_mmdet', 'swin_mmpretrain', 'swin_timm', 'vit_mmpretrain', 'vit_timm'])
+@pytest.mark.parametrize('trunk,method', [*itertools.product(
+    ['swin_mmdet', 'swin_mmpretrain', 'swin_timm', 'vit_mmpretrain', 'vit_timm'],
+    ['full', 'lora', 'e3va', 'e3va_stream']), ('vit_timm', 'lora_1bit')])
 def test_compile(trunk, method):
     """7. torch.compile changes outputs and gradients by at most 1e-5 (aot_eager: the graph, not the kernels)."""
     shallow = dict(swin_mmdet=dict(depths=(1, 2, 1, 1)), swin_timm=dict(depths=(1, 2, 1, 1)),
@@ -166,7 +168,7 @@ def test_compile(trunk, method):
     compiled_alike(tuned, image(trunk), 'aot_eager')
 
 
-@pytest.mark.parametrize('method', ['lora', 'e3va', 'gps'])
+@pytest.mark.parametrize('method', ['lora', 'adaptformer_1bit', 'e3va', 'gps'])
 def test_one_graph(method):
     """7. torch.compile takes a tuned trunk whole."""
     torch._dynamo.reset()

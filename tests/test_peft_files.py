@@ -23,7 +23,7 @@ def classifier(**options):
 
 @pytest.mark.parametrize('options', [
     dict(rank=4), dict(rank=3, alpha=7, roles=('q', 'v', 'proj', 'fc1')), dict(rank=2, roles=('k',)),
-    dict(rank=3, alpha=1, roles=ALL, train_out_norms=True)])
+    dict(rank=3, alpha=1, roles=ALL, train_out_norms=True), dict(rank=4, bits=1)])
 def test_peft_reads_what_we_write(options, peft, tmp_path):
     """The stock classifier under PEFT gives our outputs, its head and norms included, and merges to our merge."""
     tuned = classifier(**options)
@@ -99,9 +99,9 @@ def test_files(tmp_path):
     assert set(tensors) == {f'base_model.model.{name}.lora_{part}.weight' for name in names for part in 'AB'} | {
         'base_model.model.head.weight', 'base_model.model.head.bias'}
     a, b = (tensors[f'base_model.model.blocks.0.attn.qkv.lora_{part}.weight'] for part in 'AB')
-    layer = tuned.blocks[0].attn.qkv
-    assert torch.equal(a, torch.cat([layer.down[0], layer.down[1]]))
-    assert torch.equal(b[:24, :3], layer.up[0]) and torch.equal(b[48:, 3:], layer.up[1])
+    q, v = tuned.blocks[0].attn.qkv.pairs.values()
+    assert torch.equal(a, torch.cat([q.down, v.down]))
+    assert torch.equal(b[:24, :3], q.up) and torch.equal(b[48:, 3:], v.up)
     assert not b[:24, 3:].any() and not b[24:48].any() and not b[48:, :3].any()
 
 
@@ -114,8 +114,8 @@ def test_layer_against_peft(peft):
     with torch.no_grad():
         theirs.base_model.model.head.modules_to_save['default'].load_state_dict(ours.head.state_dict())
         for block, other in zip(ours.blocks, theirs.base_model.model.blocks):
-            other.mlp.fc1.lora_A['default'].weight.copy_(block.mlp.fc1.down[0])
-            other.mlp.fc1.lora_B['default'].weight.copy_(block.mlp.fc1.up[0])
+            other.mlp.fc1.lora_A['default'].weight.copy_(block.mlp.fc1.pairs['0'].down)
+            other.mlp.fc1.lora_B['default'].weight.copy_(block.mlp.fc1.pairs['0'].up)
     assert sum(p.numel() for p in ours.parameters() if p.requires_grad) == theirs.get_nb_trainable_parameters()[0]
     x = torch.randn(2, 3, 32, 32)
     outs = [model(x) for model in (ours, theirs)]
@@ -123,8 +123,8 @@ def test_layer_against_peft(peft):
     for out in outs:
         projected(out).backward()
     for block, other in zip(ours.blocks, theirs.base_model.model.blocks):
-        assert distance(block.mlp.fc1.down.grad[0], other.mlp.fc1.lora_A['default'].weight.grad) <= 1e-5
-        assert distance(block.mlp.fc1.up.grad[0], other.mlp.fc1.lora_B['default'].weight.grad) <= 1e-5
+        assert distance(block.mlp.fc1.pairs['0'].down.grad, other.mlp.fc1.lora_A['default'].weight.grad) <= 1e-5
+        assert distance(block.mlp.fc1.pairs['0'].up.grad, other.mlp.fc1.lora_B['default'].weight.grad) <= 1e-5
 
 
 def edit(folder, config=None, drop=None, add=None):
@@ -167,6 +167,8 @@ def test_other_refusals(tmp_path):
         import_peft(classifier(rank=4), tmp_path)
     with pytest.raises(ValueError, match='the model is tuned by BitFit: tune it by LoRA'):
         export_peft(build('vit_timm', 'bitfit'), tmp_path)
+    with pytest.raises(ValueError, match='is quantised, pruned or shared, and cannot take'):
+        import_peft(classifier(rank=4, bits=2), tmp_path)
     export_peft(classifier(rank=8, roles=('q', 'v', 'proj')), tmp_path)
     words = 'it has rank 16, the model rank 4 on q, v; .*rank 8, the model rank 4; .*and 1 more'
     with pytest.raises(ValueError, match=words):

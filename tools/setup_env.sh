@@ -126,7 +126,7 @@ install_mmcv() {
 }
 
 check_imports() {
-    (cd / && "$python" -c 'import e3va, mmcv.ops, mmdet.apis, mmseg.apis, mmpretrain, timm, onnx, pytest' &&
+    (cd / && "$python" -c 'import e3va, mmcv.ops, mmdet.apis, mmseg.apis, mmpretrain, timm, segment_anything, onnx, pytest' &&
         "$python" -c 'import e3va, sys; sys.path.append(sys.argv[1]); import peft' "$venv/peft")
 }
 
@@ -143,7 +143,7 @@ step 'install numpy, opencv and build tools (1 min)' \
     pip_install numpy opencv-python onedl-mmengine psutil ninja wheel setuptools
 step "compile mmcv's operators (10 min on two cores, 1 min when pip has them in its cache)" install_mmcv onedl-mmcv
 step 'install mmdetection, mmsegmentation, mmpretrain, timm and test tools (3 min)' \
-    pip_install onedl-mmdetection onedl-mmsegmentation onedl-mmpretrain timm safetensors rich matplotlib \
+    pip_install onedl-mmdetection onedl-mmsegmentation onedl-mmpretrain timm segment-anything safetensors rich matplotlib \
     pytest pytest-timeout pytest-xdist onnx torchao
 # HF PEFT, which tests compare with, stays out of the other packages' sight: where transformers is found, mmengine imports
 # it at every start, and mmpretrain breaks (transformers 5 lacks what its multi-modal models import).

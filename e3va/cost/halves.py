@@ -34,6 +34,8 @@ def trunk_step(trunk, shape, dtype):
     mode = FakeTensorMode(allow_non_fake_inputs=True)           # constants that a forward makes
     trunk = copy.deepcopy(trunk, {id(tensor): mode.from_tensor(tensor)
                                   for tensor in (*trunk.parameters(), *trunk.buffers())})
+    if hasattr(trunk, 'tuning'):
+        trunk.tuning.hooked = True                              # what a method's hook does costs nothing
     with mode, LiveBytes() as live:
         outs, image = [], torch.empty(shape)
         with autocast('cpu', dtype):

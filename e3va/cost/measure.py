@@ -2,7 +2,6 @@
 import contextlib
 import copy
 import os
-import statistics
 import traceback
 from functools import partial
 from pathlib import Path
@@ -16,8 +15,9 @@ from mmengine.registry import MODELS, DefaultScope, init_default_scope
 import e3va
 
 from ..tuned import find_tuned
-from . import batch, count, spec
-from .step import Step, infer, seconds
+from . import batch, count, inference, spec
+from .clock import interleaved, on, seconds, spread
+from .step import Step, settle
 
 DTYPES = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)
 
@@ -65,11 +65,11 @@ def measure(cfg, specs, size=None, images=2, steps=5, dtype='fp32', say=lambda t
     rows = {}
     for label, model in models.items():
         say(f'counting {label}')
-        report = e3va.report(model)
-        rows[label] = dict(method=label, trained=report['trained'], trained_head=report['head'],
-                           delta_bytes=report['delta_bytes'])
         with failing(f'{label} cannot train at {shape}'), on(device, model):
-            rows[label].update(count.training(model, data, dtype))
+            settle(model, data)
+            report = e3va.report(model)
+            rows[label] = dict(method=label, trained=report['trained'], trained_head=report['head'],
+                               delta_bytes=report['delta_bytes'], **count.training(model, data, dtype))
     with on(device, *models.values()):
         times = interleaved({label: partial(step_seconds, model, data, dtype) for label, model in models.items()},
                             steps, say)
@@ -80,22 +80,10 @@ def measure(cfg, specs, size=None, images=2, steps=5, dtype='fp32', say=lambda t
     image = torch.randn(first.data_preprocessor(copy.deepcopy(data), True)['inputs'].shape).to(device)
     with MODELS.switch_scope_and_registry(cfg.default_scope) as registry:
         trunks = dict(stock=registry.build(cfg.model.backbone))
-    for label, model in models.items():
-        trunk = find_tuned(model)[1]
-        trunks[label] = e3va.merge(trunk) if trunk.tuning.method.mergeable else trunk
-    found = {}
-    for label, trunk in trunks.items():
-        trunk.eval()
-        trunk.requires_grad_(False)                             # autocast keeps copies of weights that may train
-        with on(device, trunk):
-            found[label] = count.inference(trunk, image, dtype)
-    with on(device, *trunks.values()):
-        times = interleaved({f'{label} (inference)': partial(infer_seconds, trunk, image, dtype)
-                             for label, trunk in trunks.items()}, steps, say)
-    for label, each in found.items():
-        each.update(spread('inference', times[f'{label} (inference)']))
+    trunks.update((label, inference.final(find_tuned(model)[1])) for label, model in models.items())
+    found = inference.compare(trunks, image, dtype, steps, say)
     for label, row in rows.items():
-        row.update(against_stock(found[label], found['stock']), **ratios(row, rows), **common)
+        row.update(found[label], **ratios(row, rows), **common)
     return list(rows.values())
 
 
@@ -130,44 +118,9 @@ def failing(text):
                          'Too small a --size or --batch?') from error
 
 
-@contextlib.contextmanager
-def on(device, *modules):
-    """Modules on a device, and back on the CPU afterwards, so that each is alone where its memory is measured."""
-    try:
-        for module in modules:
-            module.to(device)
-        yield
-    finally:
-        for module in modules:
-            module.to('cpu')
-
-
 def step_seconds(model, data, dtype):
     with Step(model, data, dtype) as step:
         return seconds(step.run, step.device)
-
-
-def infer_seconds(trunk, image, dtype):
-    return seconds(lambda: infer(trunk, image, dtype), image.device.type)
-
-
-def interleaved(runs, rounds, say):
-    """{label: seconds of each round} of functions that time themselves, in turn; the first round is a warm-up.
-
-    Each round begins with another one, so that none always runs behind the same neighbour.
-    """
-    times, order = {label: [] for label in runs}, list(runs)
-    for i in range(rounds + 1):
-        for label in order:
-            say(f'timing {label}, {f"{i} of {rounds}" if i else "warm-up"}')
-            times[label].append(runs[label]())
-        order.append(order.pop(0))
-    return {label: values[1:] for label, values in times.items()}
-
-
-def spread(name, times):
-    return {f'{name}_ms': 1e3 * statistics.median(times), f'{name}_ms_min': 1e3 * min(times),
-            f'{name}_ms_max': 1e3 * max(times)}
 
 
 def ratios(row, rows):
@@ -181,17 +134,6 @@ def ratios(row, rows):
         out['saved_fraction'] = ((row['saved_bytes'] - fixed['saved_bytes'])
                                  / (full['saved_bytes'] - fixed['saved_bytes']))
     return out
-
-
-def against_stock(found, stock):
-    """The keys of inference, and what a method adds to the stock trunk there."""
-    added = found['inference_gflops'] - stock['inference_gflops']
-    return dict(
-        {key: value for key, value in found.items() if key != 'parameters'},
-        inference_to_stock=found['inference_ms'] / stock['inference_ms'],
-        inference_peak_to_stock=found['inference_peak_bytes'] / stock['inference_peak_bytes'],
-        added_parameters=found['parameters'] - stock['parameters'],
-        added_gflops=added, added_gflops_fraction=added / stock['inference_gflops'])
 
 
 def device_name(device):

@@ -1,9 +1,20 @@
 """One training step and one inference of a model, as a runner does them."""
 import copy
-import gc
-import time
+from functools import partial
 
 import torch
+
+from ..gradients import select
+from ..hooks.gps import task_loss
+from ..methods.gps import GPS, selected
+from ..tuned import find_tuned
+
+
+def settle(model, data):
+    """Do what a method's hook does once, before the first step: GPS selects, by the loss of this batch."""
+    _, trunk = find_tuned(model)
+    if isinstance(trunk.tuning.method, GPS) and not selected(trunk):
+        select(model.train(), [copy.deepcopy(data)], partial(task_loss, model))
 
 
 class Step:
@@ -65,18 +76,3 @@ def infer(trunk, image, dtype):
     """What a trunk gives out for images."""
     with torch.no_grad(), autocast(image.device.type, dtype):
         return trunk(image)
-
-
-def seconds(run, device):
-    """Wall time of run()."""
-    gc.collect()
-    synchronize(device)
-    start = time.perf_counter()
-    run()
-    synchronize(device)
-    return time.perf_counter() - start
-
-
-def synchronize(device):
-    if device == 'cuda':
-        torch.cuda.synchronize()

@@ -1,4 +1,5 @@
-"""Writers of generated pictures in the folder layouts of COCO, VOC, ADE20K, ImageNet, CIFAR-100, VTAB-1k and FGVC.
+"""Writers of generated pictures in the folder layouts of COCO, VOC, ADE20K, ImageNet, CIFAR-100, VTAB-1k, FGVC and
+Kvasir-SEG.
 
 Every writer takes an empty folder `root`, the number of `images` in each split, their `size` (height, width), how many
 `classes` of the layout's categories appear, and the `seed`. VTAB-1k and FGVC are folders of tasks: each has its splits,
@@ -151,7 +152,20 @@ def _fgvc(root, images, size, classes, seed):
             (root / task.folder / f'{part}.json').write_text(json.dumps(ids))
 
 
+def _kvasir(root, images, size, classes, seed):
+    """Shapes of the first category are the polyps, the others are there to be told from them."""
+    for split, part in enumerate(('train', 'val')):
+        names = []
+        for number, picture, outlines, labels in _scenes(images, size, classes, seed, split):
+            mask = np.zeros((*size, 3), dtype=np.uint8)
+            cv2.fillPoly(mask, [outline for outline, label in zip(outlines, labels) if label == 0], (255, 255, 255))
+            names.append(f'{part}{number:05d}')
+            _write_image(root / f'images/{names[-1]}.jpg', picture)
+            _write_image(root / f'masks/{names[-1]}.jpg', mask)
+        (root / f'{part}.txt').write_text('\n'.join(names) + '\n')
+
+
 # Layout: its writer, the number of its categories, the fewest that make a task.
 LAYOUTS = dict(
     coco=(_coco, 80, 1), voc=(_voc, 20, 1), ade20k=(_ade20k, 150, 2), imagenet=(_imagenet, 1000, 1),
-    cifar100=(_cifar100, 100, 1), vtab=(_vtab, 397, 1), fgvc=(_fgvc, 555, 1))
+    cifar100=(_cifar100, 100, 1), vtab=(_vtab, 397, 1), fgvc=(_fgvc, 555, 1), kvasir=(_kvasir, 5, 1))

@@ -18,9 +18,11 @@ def make(layout, root, images=8, size=None, classes=5, seed=0):
     """Generate a data set. A second call with the same options finds the first one's work and returns at once.
 
     Args:
-        layout: 'coco', 'voc', 'ade20k', 'imagenet', 'cifar100', 'vtab' (all nineteen tasks) or 'fgvc' (all five).
+        layout: 'coco', 'voc', 'ade20k', 'imagenet', 'cifar100', 'vtab' (all nineteen tasks), 'fgvc' (all five) or
+            'kvasir'.
         root: the folder to make; what the configs call `data_root`, such as `data/coco`, `data/VOCdevkit`,
-            `data/ade/ADEChallengeData2016`, `data/imagenet`, `data/cifar100`, `data/vtab-1k`, `data/fgvc`.
+            `data/ade/ADEChallengeData2016`, `data/imagenet`, `data/cifar100`, `data/vtab-1k`, `data/fgvc`,
+            `data/Kvasir-SEG`.
         images: number of images in each split, of each task in VTAB-1k and FGVC.
         size: (height, width) of every image in pixels; by default (240, 320), for 'cifar100' always (32, 32).
         classes: how many of the layout's categories appear, the first ones of its list. Files that list categories
@@ -95,3 +97,4 @@ make_imagenet = functools.partial(make, 'imagenet')
 make_cifar100 = functools.partial(make, 'cifar100')
 make_vtab = functools.partial(make, 'vtab')
 make_fgvc = functools.partial(make, 'fgvc')
+make_kvasir = functools.partial(make, 'kvasir')

@@ -50,6 +50,11 @@ class Adapter(nn.Module):
         return [(parameter, found[parameter]) for parameter in trained]
 
 
+def trained_of(pair):
+    """What trains of {name: adapter}."""
+    return [parameter for adapter in pair.values() for parameter in adapter.parameters() if parameter.requires_grad]
+
+
 class Dense(DualLowRank):
     """The standard adapter's projection, a whole matrix and a bias ('E3VA Standard' of Table 5)."""
 

@@ -50,6 +50,7 @@ class E3VA(Method):
         train_out_norms (bool): train the norms before the FPN (Table 6: trained).
     """
 
+    unit = Adapter
     refused = dict(convnext='the highway reads the outputs of attention and MLP, and its blocks have no attention')
 
     def __init__(self, rank=8, adapter='low_rank', mid=None, arrangement='parallel', downsampling='inherited',
@@ -106,6 +107,14 @@ class E3VA(Method):
         if self.init == 'zero_up':
             made.up.zero()
         return made.to(like)
+
+    def units(self, trunk):
+        """Stacked adapters are none: the second reads what the first gives out, and cannot do without it."""
+        return super().units(trunk) if self.arrangement == 'parallel' else {}
+
+    def place(self, trunk, position):
+        _, _, stage, block, role = position.split('.')
+        return f'{stage}.{block}' if len(trunk.e3va.stages) > 1 else block, role
 
     def loaded(self, trunk, missing):
         """Trainable copies of the downsampling start from the trunk's values, whenever these arrive."""

@@ -14,6 +14,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
+from .adapter import trained_of
+
 
 @dataclasses.dataclass(frozen=True)
 class Form:
@@ -84,7 +86,10 @@ def plain():
 
 @dataclasses.dataclass
 class Segment:
-    """Blocks of the trunk up to the next join or merge, with the pair of adapters beside each of them."""
+    """Blocks of the trunk up to the next join or merge, with the pair of adapters beside each of them.
+
+    A pair is {'attn' or 'mlp': adapter}; one that was pruned is missing, one that serves elsewhere too is in both.
+    """
 
     trunk: torch.nn.Module
     shape: tuple
@@ -102,8 +107,7 @@ class Segment:
         return self.trunk.e3va
 
     def trained(self):
-        return list(dict.fromkeys(parameter for pair in self.pairs for parameter in pair.parameters()
-                                  if parameter.requires_grad))
+        return list(dict.fromkeys(parameter for pair in self.pairs for parameter in trained_of(pair)))
 
     def attend(self, block, l):
         with torch.no_grad():                                           # the decorator breaks torch.compile's graph

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..layers import served
 from ..trunks.walk import refuse_options
+from .adapter import trained_of
 from .segment import FORMS, MODES, Segment, again, hold
 
 
@@ -38,7 +40,8 @@ class Side(nn.Module):
             what goes on into the second adapter where they are stacked, else None.
         """
         if self.arrangement == 'parallel':
-            pair['attn'].add_to(c, f1)
+            if 'attn' in pair:
+                pair['attn'].add_to(c, f1)
             return None
         inner = pair['attn'](f1)
         if self.skip:
@@ -47,7 +50,8 @@ class Side(nn.Module):
 
     def add_mlp(self, c, pair, f2, onwards):
         """The same for the MLP's branch output."""
-        pair['mlp'].add_to(c, f2 if onwards is None else f2 + onwards)
+        if 'mlp' in pair:
+            pair['mlp'].add_to(c, f2 if onwards is None else f2 + onwards)
 
     def onwards(self, inner, f1):
         """Fig. 3: what the first adapter hands to the second."""
@@ -56,13 +60,14 @@ class Side(nn.Module):
     def biases(self, pairs):
         """The sum of what the two above leave out, (C,): added once, as it is the same for every token."""
         names = ('attn', 'mlp') if self.arrangement == 'parallel' else ('mlp',)
-        return sum(pair[name].up.bias for pair in pairs for name in names)
+        return sum(pair[name].up.bias for pair in pairs for name in names if name in pair)
 
     def gradients(self, pair, f1, f2, g, total):
         """(trained parameter, gradient) of a pair, from the gradient g of e, (tokens, C), and its sum over tokens."""
         if self.arrangement == 'parallel':
-            return [*pair['attn'].gradients(f1, g, total), *pair['mlp'].gradients(f2, g, total)]
-        trained = [parameter for parameter in pair.parameters() if parameter.requires_grad]
+            return [found for name, f in (('attn', f1), ('mlp', f2)) if name in pair
+                    for found in pair[name].gradients(f, g, total)]
+        trained = trained_of(pair)
         if not trained:
             return []
         with torch.enable_grad():
@@ -120,7 +125,7 @@ def stage(trunk, i, c, l, shape, mode):
         (outs, c, l, shape): what the stage gives out, the two streams and their shape at the next stage.
     """
     parts, side, outs = trunk.tuning.parts, trunk.e3va, []
-    taps, blocks, pairs = parts.taps(trunk), parts.stages(trunk)[i], list(side.stages[i])
+    taps, blocks, pairs = parts.taps(trunk), parts.stages(trunk)[i], [served(pair) for pair in side.stages[i]]
     form, beside, done = FORMS[mode.stream], side.beside(blocks[0]), 0
 
     def give_out(tap, e, held):

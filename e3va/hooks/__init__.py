@@ -2,7 +2,8 @@
 from .delta import DeltaHook
 from .dmlora import DMLoRAHook
 from .gps import GPSHook
+from .pear import PearHook, VanillaPruning
 from .report import ReportHook
 from .rng_state import RngStateHook
 
-__all__ = ['DMLoRAHook', 'DeltaHook', 'GPSHook', 'ReportHook', 'RngStateHook']
+__all__ = ['DMLoRAHook', 'DeltaHook', 'GPSHook', 'PearHook', 'ReportHook', 'RngStateHook', 'VanillaPruning']

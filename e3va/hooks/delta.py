@@ -6,6 +6,7 @@ from mmengine.runner import IterBasedTrainLoop
 
 from .. import delta_file
 from ..delta import delta, describe
+from ..layers.quantised import quantised_entries
 from ..registry import HOOKS
 
 
@@ -37,7 +38,7 @@ class DeltaHook(Hook):
         base = self.base or runner.message_hub.get_info('delta_base')
         path = os.path.join(runner.work_dir, f'delta_{count(runner, meta)}.safetensors')
         delta_file.write(path, {name: checkpoint['state_dict'][name] for name in delta(model)},
-                         describe(model, base, meta.get('dataset_meta')))
+                         describe(model, base, meta.get('dataset_meta')), quantised_entries(model))
         runner.logger.info(f'delta: {path}, {os.path.getsize(path) / 2 ** 20:.2f} MiB')
 
 

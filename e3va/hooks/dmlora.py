@@ -5,14 +5,15 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
 from mmengine.runner.base_loop import BaseLoop
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 
 from ..methods import DMLoRA
 from ..methods.base import choice, integer, number
 from ..methods.dmlora import average, draw, given_otherwise, halve, mixtures, resize, scaled
 from ..optim.dmlora import BranchMixin
+from ..optim.retire import retire
 from ..registry import HOOKS
 from ..tuned import find_tuned
+from .change import change, plain, rewrap
 
 KEY = 'e3va_dmlora'                                                     # of the hook's entry in a checkpoint
 
@@ -75,7 +76,7 @@ class DMLoRAHook(Hook):
         self.stage, self.iterates = 1, isinstance(loop, IterBasedTrainLoop)
         self.plan(runner, loop)
         own = {branch for branches in mixtures(model) for branch in branches.all}
-        self.wrap(runner, [name for name, parameter in model.named_parameters() if parameter in own])
+        rewrap(runner, [name for name, parameter in model.named_parameters() if parameter in own])
 
     def plan(self, runner, loop):
         """Where the halvings lie and where the second stage begins; lengthen the loop by it."""
@@ -120,13 +121,6 @@ class DMLoRAHook(Hook):
             return self.method.branches
         return max(self.method.branches >> min(position // self.period, 64), self.down_to)
 
-    def wrap(self, runner, ignored):
-        """Renew DDP, which looks at its parameters only once."""
-        if is_model_wrapper(runner.model):
-            model = runner.model.module
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
-            runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
-
     def before_train(self, runner):
         seed = [runner.seed]                                            # may differ by rank (diff_rank_seed)
         broadcast_object_list(seed)
@@ -168,13 +162,7 @@ class DMLoRAHook(Hook):
 
     def change(self, runner, function):
         """Apply `function`, which changes branches and returns what is gone, to the model and to its averages."""
-        runner.optim_wrapper.retire(function(plain(runner.model)))
-        for hook in runner.hooks:
-            averaged = getattr(hook, 'ema_model', None)
-            if averaged is not None:
-                function(averaged.module)
-                averaged.avg_parameters = (averaged.module.state_dict() if averaged.update_buffers else
-                                           dict(averaged.module.named_parameters()))
+        retire(runner.optim_wrapper.optimizer, change(runner, function))
 
     def second_stage(self, runner):
         """Freeze the branches' mean and train the scales alone, by a new optimizer on a new schedule."""
@@ -189,7 +177,7 @@ class DMLoRAHook(Hook):
         for parameter in model.parameters():
             parameter.requires_grad_(parameter in left)
         self.frozen_norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-        self.wrap(runner, [])
+        rewrap(runner)
         runner.optim_wrapper.restart(own, others, self.scale_lr)
         schedule = dict(type='CosineAnnealingLR', by_epoch=False, end=runner.max_iters - self.end_iter, eta_min=0.)
         runner.param_schedulers = runner.build_param_scheduler([schedule] if self.scale_schedule == 'cosine' else [])
@@ -236,11 +224,6 @@ def check_start(model, state):
     for place, branches, count in given_otherwise(model, state):
         raise ValueError(f'load_from has {count} branches in {place}, and a new run starts with {len(branches)}: give '
                          'stock weights (e.g. of e3va.merge), or resume that run')
-
-
-def plain(model):
-    """A model without DDP around it."""
-    return model.module if is_model_wrapper(model) else model
 
 
 def active(model):

@@ -1,12 +1,9 @@
 """GPS selects what trains between the loading of the weights and the first step."""
-import gc
 import itertools
 from functools import partial
 
 from mmengine.dataset import Compose, DefaultSampler
-from mmengine.dist import is_distributed
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from torch.utils.data import DataLoader
 
 from ..contrast import features_of, has_pairs, labels_of, supcon
@@ -16,6 +13,7 @@ from ..methods.gps import GPS, selected, sparse_layers
 from ..optim.gps import Masks
 from ..registry import HOOKS
 from ..tuned import find_tuned
+from .change import plain, rewrap
 from .rng_state import random_state, set_random_state
 
 
@@ -51,7 +49,7 @@ class GPSHook(Hook):
         self.pipeline = pipeline
 
     def before_train(self, runner):
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = plain(runner.model)
         _, trunk = find_tuned(model)
         method = trunk.tuning.method
         if not isinstance(method, GPS):
@@ -96,10 +94,7 @@ class GPSHook(Hook):
         for hook in runner.hooks:
             if hasattr(hook, 'ema_model'):
                 find_tuned(hook.ema_model)[1].tuning.method.expect(find_tuned(hook.ema_model)[1], trunk.state_dict())
-        if is_distributed():
-            runner.model = model
-            gc.collect()                                                # the old wrapper holds nodes of the old shapes
-            runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
+        rewrap(runner)
 
 
 def task_loss(model, batch):

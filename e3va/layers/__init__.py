@@ -2,12 +2,16 @@
 from .adopted import AdoptedLinear
 from .bottleneck import Bottleneck
 from .delta_linear import DeltaLinear
+from .emptied import Emptied, served, serving
 from .followed_linear import FollowedLinear
 from .half_linear import HalfLinear
 from .int8_linear import Int8Linear
 from .low_rank import DualLowRank
+from .quantised import Quantised
+from .quantised_linear import QuantisedLinear
 from .sliced_linear import SlicedLinear
 from .sparse import SparseAttention, SparseConv2d, SparseLinear, SparseWeight
 
-__all__ = ['AdoptedLinear', 'Bottleneck', 'DeltaLinear', 'DualLowRank', 'FollowedLinear', 'HalfLinear', 'Int8Linear',
-           'SlicedLinear', 'SparseAttention', 'SparseConv2d', 'SparseLinear', 'SparseWeight']
+__all__ = ['AdoptedLinear', 'Bottleneck', 'DeltaLinear', 'DualLowRank', 'Emptied', 'FollowedLinear', 'HalfLinear',
+           'Int8Linear', 'Quantised', 'QuantisedLinear', 'SlicedLinear', 'SparseAttention', 'SparseConv2d',
+           'SparseLinear', 'SparseWeight', 'served', 'serving']

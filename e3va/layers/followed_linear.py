@@ -2,6 +2,7 @@
 from torch.nn import functional as F
 
 from .adopted import AdoptedLinear
+from .emptied import serving
 
 
 class FollowedLinear(AdoptedLinear):
@@ -12,4 +13,5 @@ class FollowedLinear(AdoptedLinear):
         self.adapter = adapter.to(old.weight)                           # its device and type
 
     def forward(self, x):
-        return self.adapter(F.linear(x, self.weight, self.bias))
+        out, adapter = F.linear(x, self.weight, self.bias), serving(self.adapter)
+        return out if adapter is None else adapter(out)

@@ -5,6 +5,7 @@ from .base import Method, build_method
 from .bitfit import BitFit
 from .compacter import Compacter
 from .dmlora import DMLoRA
+from .evp import EVP
 from .fact import FacT
 from .fixed import Fixed
 from .fourierft import FourierFT
@@ -20,6 +21,6 @@ from .repadapter import RepAdapter
 from .ssf import SSF
 from .vpt import VPT
 
-__all__ = ['AdaptFormer', 'Adapter', 'AdapterPfeiffer', 'BitFit', 'Compacter', 'DMLoRA', 'FacT', 'Fixed', 'FourierFT',
-           'Full', 'GPS', 'LoRA', 'LoRand', 'Method', 'MoRA', 'Mona', 'NormTuning', 'Partial', 'RepAdapter', 'SSF',
-           'VPT', 'build_method']
+__all__ = ['AdaptFormer', 'Adapter', 'AdapterPfeiffer', 'BitFit', 'Compacter', 'DMLoRA', 'EVP', 'FacT', 'Fixed',
+           'FourierFT', 'Full', 'GPS', 'LoRA', 'LoRand', 'Method', 'MoRA', 'Mona', 'NormTuning', 'Partial',
+           'RepAdapter', 'SSF', 'VPT', 'build_method']

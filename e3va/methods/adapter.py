@@ -22,6 +22,9 @@ class AdapterLayer(Bottleneck):
 class Adapter(Method):
     """Houlsby's adapters, two a block.
 
+    Refused for want of linears: ConvNeXts whose MLPs are convolutions of 1x1; 'proj' on mmsegmentation's ViT, whose
+    attention torch computes past any layer in its place.
+
     Args:
         rank (int): width of the bottleneck. 8 for ViT in NOAH; 64 in E3VA's tables (Swin-B: 3,107,328 parameters).
         activation (str): 'gelu', 'relu', or 'quick_gelu' (NOAH).
@@ -34,6 +37,8 @@ class Adapter(Method):
             last linear, which gets one adapter.
         train_out_norms (bool): see `Method`.
     """
+
+    unit = AdapterLayer
 
     def __init__(self, rank=8, activation='gelu', dropout=0., init='lora_xavier', bias=True, roles=('proj', 'fc2'),
                  train_out_norms=False):
@@ -56,7 +61,8 @@ class Adapter(Method):
 
 @METHODS.register_module()
 class AdapterPfeiffer(Adapter):
-    """Pfeiffer's adapters, one a block, behind the MLP; the options are those of `Adapter`.
+    """Pfeiffer's adapters, one a block, behind the MLP; the options are those of `Adapter`, which refuses the same
+    ConvNeXts.
 
     Rank 8 without bias is Pear's row 'Adapter-P' (ViT-B: 147,456 parameters). With `init='vpt_zero'` it is the adapter
     of VPT's code and of the tables that took it over (GPS: 55.8 on VTAB): down and up are both zero, so the gradient

@@ -1,14 +1,16 @@
 """The contract of a method, how one is built from a config, and how it finds the layers that it edits."""
 import inspect
+import itertools
 import math
 import re
 
 from torch import nn
 
-from ..layers import FollowedLinear
+from ..layers import Emptied, FollowedLinear
 from ..registry import METHODS
 from ..surgery import find, near, replace
 from ..trunks import unused
+from .routing import follow_routing
 
 # Names of norm classes, those of timm (RmsNorm, SimpleNorm and their 2d forms) included; not GRN, which is no norm.
 NORMS = r'(Layer|Group|_Batch|Rms|RMS|Simple)Norm'
@@ -68,7 +70,8 @@ def linears(trunk, parts, roles):
         if name not in known:
             raise ValueError(f'{type(trunk).__module__}.{type(trunk).__name__} has no linear layer of the role '
                              f'{name!r}; its roles are: '
-                             f'{", ".join(known) or "none (convolutions of 1x1 are not taken for linears)"}')
+                             + (', '.join(known) or 'none, for its MLPs are convolutions of 1x1. Take a method that '
+                                'needs no linears, e.g. AdaptFormer, Mona, SSF, BitFit or NormTuning'))
         chosen.setdefault((known[name].pattern, known[name].of), set()).add(known[name].part)
     idle = unused(trunk)
     return [(name, layer, sorted(slices), of) for name, layer in layers.items() if not name.startswith(idle)
@@ -113,6 +116,7 @@ class Method:
     needs_family = True             # the method reads the trunk's parts; False: any module will do
     refused = {}                    # family of trunks that the method cannot edit: why
     tunes_entries = False           # what it adds are entries of the trunk's own weights, at their rates
+    unit = None                     # class of the equal modules that it is made of, which Pear prunes and shares
     hook = None                     # type of a hook without which training would be wrong, e.g. 'e3va.GPSHook'
 
     def __new__(cls, *args, **options):
@@ -127,12 +131,31 @@ class Method:
     def apply(self, trunk, parts):
         """Edit the frozen trunk in place. Called once, at build, before DDP and the optimizer exist."""
 
+    def units(self, trunk):
+        """{position: module} of the equal units, in the trunk's order; an `Emptied` where one was pruned."""
+        return {name: module for name, module in trunk.named_modules()
+                if self.unit and isinstance(module, (self.unit, Emptied))}
+
+    def place(self, trunk, position):
+        """(block, role) of a position, e.g. ('11', 'q'), or ('2.17', 'proj') in a trunk of stages."""
+        parts = trunk.tuning.parts
+        stages = parts.stages(trunk)
+        names = {block: f'{i}.{j}' if len(stages) > 1 else str(j)
+                 for i, blocks in enumerate(stages) for j, block in enumerate(blocks)}
+        above = list(itertools.accumulate(position.split('.'), '{}.{}'.format))
+        block = next(names[module] for module in map(trunk.get_submodule, above) if module in names)
+        leaf = above[-1].rpartition('.')[2]
+        roles = [name for name, role in parts.ROLES.items() for layer in above
+                 if re.fullmatch(role.pattern, layer) and (role.of == 1 or str(role.part) == leaf)]
+        return block, roles[0] if roles else leaf
+
     def expect(self, trunk, given):
         """Before every load of weights: where the method's entries differ from run to run, have those that come.
 
         Args:
             given (dict): {name in the trunk's state_dict: tensor}.
         """
+        follow_routing(trunk, given)
 
     def loaded(self, trunk, missing):
         """After every load of weights: refresh what derives from trunk values.

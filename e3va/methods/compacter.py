@@ -71,6 +71,9 @@ class Compacter(Method):
 
     It starts at the trunk up to rounding: the small A_i stand in an adapter twice, so it adds about 1e-8 of its input.
 
+    Refused for want of linears: ConvNeXts whose MLPs are convolutions of 1x1; 'proj' on mmsegmentation's ViT, whose
+    attention torch computes past any layer in its place.
+
     Args:
         rank (int): width of the bottleneck, a multiple of n.
         n (int): number and size of the A_i; it divides the block's width.

@@ -99,11 +99,9 @@ class MixLoRALinear(SlicedLinear):
         return [scale * up.mean() @ down.mean() for scale, up, down in zip(self.scale, self.up, self.down)]
 
     def forward(self, x):
-        """By thin products, those of one LoRA whatever n is."""
-        out = F.linear(x, self.weight, self.bias)
-        inner = F.linear(x, torch.cat([down() for down in self.down]))  # every slice's bottleneck in one product
-        return self.add(out, [F.linear(part, scale * up()) for part, scale, up
-                              in zip(inner.chunk(len(self.up), dim=-1), self.scale, self.up)])
+        """By thin products, those of one LoRA whatever n is; no copy of a factor is made, which autograd would keep."""
+        return self.add(F.linear(x, self.weight, self.bias), [
+            F.linear(scale * F.linear(x, down()), up()) for down, scale, up in zip(self.down, self.scale, self.up)])
 
 
 def mixtures(model):

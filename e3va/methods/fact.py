@@ -112,6 +112,9 @@ class Tucker(FacTLinear):
 class FacT(Method):
     """Factor-tuning of attention and MLP.
 
+    Refused: MLPs that cannot be cut into squares (SwiGLU); for want of linears, ConvNeXts whose MLPs are convolutions
+    of 1x1, and on mmsegmentation's ViT all roles but 'fc1' and 'fc2', as torch computes its attention past any layer.
+
     Args:
         rank (int): r; 8, 16 or 32 (tensor train on ViT-B: 21,504, 61,440, 196,608 parameters).
         variant (str): 'tt', tensor train, or 'tk', Tucker.

@@ -38,6 +38,9 @@ class FourierLinear(SlicedLinear):
 class FourierFT(Method):
     """Sparse spectra added to linears.
 
+    Refused for want of linears: ConvNeXts whose MLPs are convolutions of 1x1; on mmsegmentation's ViT all roles but
+    'fc1' and 'fc2', as torch computes its attention past any layer in its place.
+
     Args:
         n (int): learned entries of each weight (a slice of a fused one counts as one). 3,000 in the paper on ViT-B.
         scale (float): alpha; 300 in the paper on ViT.

@@ -149,6 +149,7 @@ class GPS(Method):
                 layer.index.zero_()
             if f'{name}.values' in missing:
                 layer.refresh()
+            layer.arrange()
         if not brought:
             self.choose_without_data(trunk)
         trunk.tuning.hooked = self.mode == 'sparse' and selected(trunk)  # what GPSHook is for has been done
@@ -209,8 +210,8 @@ def kind_of(trunk, name):
     """
     parent, _, leaf = name.rpartition('.')
     module = trunk.get_submodule(parent)
-    if is_norm(module):
-        return 'norm'
+    if is_norm(module):                                                 # SAM's neck names none, so its biases train
+        return 'bias' if leaf == 'bias' and parent.startswith('channel_reduction.') else 'norm'
     if 'table' in leaf:
         return 'table'
     if 'pos' in leaf or 'token' in leaf:

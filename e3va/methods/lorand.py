@@ -64,6 +64,9 @@ class PrecededLinear(AdoptedLinear):
 class LoRand(Method):
     """Low-rank adapters behind attention and MLP, in front of the residual addition; no init starts at the trunk.
 
+    Refused for want of linears: ConvNeXts whose MLPs are convolutions of 1x1; mmsegmentation's ViT, whose attention
+    torch computes past any layer in its place.
+
     Args:
         branches (int): branches of a projection.
         rank (int): size of their kernels.

@@ -47,7 +47,9 @@ class MonaLayer(nn.Module):
                 nn.init.uniform_(tensor, -1 / math.sqrt(fan), 1 / math.sqrt(fan))
 
     def forward(self, x, shape):
-        scaled = F.layer_norm(x, x.shape[-1:], self.norm_weight, self.norm_bias) * self.s1 + x * self.s2
+        # s_1 inside the norm's own pair: so nothing is kept of what the norm gives.
+        normed = F.layer_norm(x, x.shape[-1:], self.norm_weight * self.s1, self.norm_bias * self.s1)
+        scaled = normed + x * self.s2
         inner = self.convolve(F.linear(scaled, self.down, self.down_bias), shape)
         inner = F.gelu(inner + F.linear(inner, self.mix, self.mix_bias))
         return x + F.linear(F.dropout(inner, self.dropout, self.training), self.up, self.up_bias)
@@ -71,6 +73,8 @@ class MonaLayer(nn.Module):
 @METHODS.register_module()
 class Mona(Method):
     """Two adapters a block, behind the attention's and the MLP's residual addition (ConvNeXt: one, behind the block).
+
+    Refused: timm's ViTs that drop patches in training, which leaves no map to convolve.
 
     On a plain ViT the class and register tokens pass all of an adapter but its convolutions.
 

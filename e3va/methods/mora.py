@@ -63,6 +63,9 @@ class MoRALinear(SlicedLinear):
 class MoRA(Method):
     """Squares of high rank added to linears, with as many parameters as LoRA of a given rank at most.
 
+    Refused for want of linears: ConvNeXts whose MLPs are convolutions of 1x1; on mmsegmentation's ViT all roles but
+    'fc1' and 'fc2', as torch computes its attention past any layer in its place.
+
     Args:
         rank (int): of that LoRA; the size of M is sqrt((in + out) rank), rounded ('rope': down to an even number).
         variant (str): 'rope', which the authors take for small ranks (8: M of 110 on ViT-B, 290,400 parameters), or

@@ -62,6 +62,9 @@ class RepAdapter(Method):
     ConvNeXt's blocks get one, in front of the first pointwise linear; the authors' code puts another in front of the
     depthwise convolution, which it does not merge.
 
+    Refused for want of linears: ConvNeXts whose MLPs are convolutions of 1x1; 'attn' on mmsegmentation's ViT, whose
+    attention torch computes past any layer in its place. Where a layer has no bias, merging is refused.
+
     Args:
         rank (int): r (8 on ViT-B: 221,184 weights, which the paper counts, and 18,624 biases).
         scale (float): s; the authors search it among 0.1, 0.5, 1, 5, 10 for each task.

@@ -8,6 +8,7 @@ import re
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ..layers.delta_linear import NO_BIAS
 from ..registry import METHODS
@@ -16,7 +17,8 @@ from ..trunks import unused
 from .base import Method, norms
 
 # What is left out; torch's own attention (mmsegmentation's ViT) and attention pooling do not call their `out_proj`.
-LEFT_OUT = r'.*\.(reduction|[qk]_norm|out_proj)|attn_pool\..*'
+# SAM's neck: as in the SSF that GPS compares with.
+LEFT_OUT = r'.*\.(reduction|[qk]_norm|out_proj)|attn_pool\..*|channel_reduction\..*'
 
 
 @METHODS.register_module()
@@ -24,6 +26,9 @@ class SSF(Method):
     """Scale and shift, one pair for each channel, behind the operations of the trunk (ViT-B: 205,824 parameters).
 
     scale ~ N(1, 0.02), shift ~ N(0, 0.02), as in the authors' code: training starts close to the trunk, not at it.
+
+    On timm's ConvNeXt the last pair stands behind the norm in front of the classifier; the authors' code has it in
+    front of that norm, where it could not be merged. Merging is refused where a layer has no bias to take the shift.
 
     Args:
         train_out_norms (bool): see `Method`; scale and shift behind them train anyway.
@@ -47,11 +52,39 @@ class SSF(Method):
 
 def scaled(module, x, *args, **options):
     """The stock forward of a layer, then scale and shift of its channels, in the output's own type."""
-    out = type(module).forward(module, x, *args, **options)
     scale, shift = module.scale, module.shift
+    if type(module).__name__ == 'LayerNorm':                            # torch's and timm's: they become its own pair
+        bias = shift if module.bias is None else module.bias * scale + shift
+        return F.layer_norm(x, module.normalized_shape, module.weight * scale, bias, module.eps)
+    out = type(module).forward(module, x, *args, **options)
     if '2d' in type(module).__name__ and options.get('data_format') != 'channel_last':
         scale, shift = scale[:, None, None], shift[:, None, None]       # (B, C, H, W)
+    if out.dtype == torch.float32 and scale.dtype == torch.float32:
+        return Scaled.apply(out, scale, shift)
     return (out * scale + shift).to(out.dtype)
+
+
+class Scaled(torch.autograd.Function):
+    """y = scale * x + shift, with y kept for the gradient of scale in place of x = (y - shift) / scale.
+
+    Most of what follows (GELU, attention) keeps y as well, and then it is kept once; x would come on top. The division
+    costs digits where scale is nearly zero, so below 1e-6 it divides by that, and 16-bit outputs go without.
+
+    Shapes: x (..., C), or (B, C, H, W) with scale and shift (C, 1, 1).
+    """
+
+    @staticmethod
+    def forward(context, x, scale, shift):
+        y = torch.addcmul(shift, x, scale)
+        context.save_for_backward(y, scale, shift)
+        return y
+
+    @staticmethod
+    def backward(context, gradient):
+        y, scale, shift = context.saved_tensors
+        x_scaled = (gradient * (y - shift)).sum_to_size(scale.shape)
+        return (gradient * scale if context.needs_input_grad[0] else None,
+                x_scaled / torch.copysign(scale.abs().clamp(min=1e-6), scale), gradient.sum_to_size(shift.shape))
 
 
 def merged(module):

@@ -54,6 +54,9 @@ class VPT(Method):
 
     They start uniform in +-sqrt(6 / (fan-in of the patch embedding + its width)), all stages alike (public code).
 
+    Refused: ConvNeXt, which has no attention to read prompts; SAM's ViT, whose attention takes maps alone; a Swin with
+    the attention of its second version, which compares angles and biases them otherwise.
+
     Args:
         tokens (int): p, 50 in the authors' examples. At most 200 in a ViT (the GPS paper's shallow form has these) and
             50 in a Swin, whose windows have about as many tokens.
@@ -66,7 +69,8 @@ class VPT(Method):
 
     starts_at_trunk = False
     trunk_mode = 'eval'
-    refused = dict(convnext='prompts are tokens for an attention to read, and its blocks have none')
+    refused = dict(convnext='prompts are tokens for an attention to read, and its blocks have none',
+                   vit_sam='its attention takes maps and their windows, which have no place for further tokens')
 
     def __init__(self, tokens=50, deep=True, dropout=0., train_out_norms=False):
         super().__init__(train_out_norms)

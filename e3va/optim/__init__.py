@@ -2,6 +2,7 @@
 from .constructor import TunedOptimWrapperConstructor
 from .dmlora import AmpDMLoRAOptimWrapper, DMLoRAOptimWrapper
 from .gps import AmpGPSOptimWrapper, GPSOptimWrapper
+from .pear import AmpPearOptimWrapper, PearOptimWrapper
 
-__all__ = ['AmpDMLoRAOptimWrapper', 'AmpGPSOptimWrapper', 'DMLoRAOptimWrapper', 'GPSOptimWrapper',
-           'TunedOptimWrapperConstructor']
+__all__ = ['AmpDMLoRAOptimWrapper', 'AmpGPSOptimWrapper', 'AmpPearOptimWrapper', 'DMLoRAOptimWrapper',
+           'GPSOptimWrapper', 'PearOptimWrapper', 'TunedOptimWrapperConstructor']

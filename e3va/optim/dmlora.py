@@ -1,7 +1,6 @@
 """Optimizer wrappers of DMLoRA, whose branches get a gradient only in the steps that draw them."""
 import inspect
 
-import torch
 from mmengine.dist import all_reduce_params
 from mmengine.optim import AmpOptimWrapper, BaseOptimWrapper, OptimWrapper
 
@@ -20,24 +19,6 @@ class BranchMixin:
         all_reduce_params([parameter.grad for group in self.optimizer.param_groups for parameter in group['params']
                            if parameter.grad is not None and getattr(parameter, '_ddp_ignored', False)], op='mean')
         super().step(**kwargs)
-
-    def retire(self, gone):
-        """Forget parameters and their moments.
-
-        Args:
-            gone (list of (Parameter, Parameter)): the second is what has become the mean of both, and takes the mean
-                of their moments; None: the first one is dropped.
-        """
-        state = self.optimizer.state
-        for parameter, kept in gone:
-            other = state.pop(parameter, None)
-            if kept is not None and other:
-                own = state.get(kept) or other
-                state[kept] = {name: (value + other[name]) / 2 if isinstance(value, torch.Tensor) else value
-                               for name, value in own.items()}
-        left = {parameter for parameter, _ in gone}
-        for group in self.optimizer.param_groups:
-            group['params'] = [parameter for parameter in group['params'] if parameter not in left]
 
     def restart(self, scales, others, lr):
         """Go on with a new optimizer of the same type and settings.

@@ -2,7 +2,7 @@
 import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 
-from ..layers.sparse import put
+from ..layers.sparse_product import put
 from ..methods.gps import sparse_layers
 from ..registry import OPTIM_WRAPPERS
 

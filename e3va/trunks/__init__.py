@@ -22,11 +22,11 @@ need to know besides, e.g. the height and width in patches):
     emit(trunk, tap, x, shape) -> what the trunk gives out at a tap: norm and layout
     pack(trunk, outs)          -> the container that the trunk returns
 """
-from . import convnext, swin_mm, swin_timm, vit_mm, vit_timm
+from . import convnext, swin_mm, swin_timm, vit_mm, vit_sam, vit_timm
 from .role import Role
 
 FAMILIES = dict(swin_mm=swin_mm, swin_timm=swin_timm, vit_mm=vit_mm, vit_timm=vit_timm,
-                convnext=convnext)
+                vit_sam=vit_sam, convnext=convnext)
 
 
 def family_of(trunk):

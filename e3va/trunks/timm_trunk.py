@@ -33,14 +33,18 @@ def TimmTrunk(name, out_indices=None, norm_eps=1e-5, with_cp=False, pretrained=F
         nn.Module: the timm model, its `forward` from images (B, 3, H, W) to a tuple of maps (B, C, h, w).
 
     Raises:
-        ValueError: unknown name, a family that e3va does not read, an index out of range.
+        ValueError: unknown name or option, a family that e3va does not read, an index out of range.
     """
     import timm
     if not timm.is_model(name.split('.')[0]):
         raise ValueError(f'timm {timm.__version__} has no model {name!r}; {near(name, timm.list_models())}')
     vit = name.startswith(('vit', 'deit', 'flexivit'))
     size = dict(dynamic_img_size=True) if vit else dict(strict_img_size=False) if name.startswith('swin_') else {}
-    trunk = timm.create_model(name, pretrained=pretrained, num_classes=0, **{**size, **options})
+    try:
+        trunk = timm.create_model(name, pretrained=pretrained, num_classes=0, **{**size, **options})
+    except TypeError as error:                              # an option that the model's class does not take
+        raise ValueError(f'TimmTrunk cannot build {name!r}: {error}. It reads the plain ViT, Swin and ConvNeXt of '
+                         'timm, with the options of their classes') from error
     family = family_of(trunk)
     if family is None:
         raise ValueError(f'TimmTrunk reads the Swin, ViT and ConvNeXt of timm; {name!r} is a {type(trunk).__name__}')

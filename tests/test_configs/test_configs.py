@@ -20,6 +20,7 @@ import e3va  # noqa: F401 `mmseg::` and the prefix `e3va.` resolve
 from e3va.config import load_method
 from e3va.datasets import fgvc, synthetic, vtab
 from e3va.methods import build_method
+from e3va.methods.dmlora import Branches
 
 from .reduce import reduce
 
@@ -29,6 +30,12 @@ METHODS = [name for name in FILES if '/methods/' in name]
 PARTS = [name for name in FILES if name.startswith(('configs/_base_/models/', 'configs/_base_/suites/'))]
 RUNS = [name for name in FILES if name not in METHODS + PARTS]
 TASKS = [name for name in RUNS if name.startswith('configs/_base_/tasks/')]
+
+# What belongs to a paper's folder: its configs, and most papers' method files.
+PAPERS = dict(
+    e3va=('configs/e3va/',), gps=('configs/gps/', 'configs/methods/gps'),
+    dmlora=('configs/dmlora/', 'configs/methods/dmlora'),
+    pear=('configs/pear/', 'configs/methods/pear', 'configs/methods/vp_'))
 
 # Lists of weights that the installed libraries do not quote: mmclassification's table of Swin from ImageNet-21k.
 PUBLIC = ['https://download.openmmlab.com/mmclassification/v0/swin-transformer/convert/swin-base_3rdparty_in21k.pth']
@@ -117,21 +124,24 @@ def test_weights_are_public(name):
     assert url in PUBLIC or any(url in place.read_text() for place in places)
 
 
-def test_metafile_names_the_files():
-    meta = yaml.safe_load((ROOT / 'configs/e3va/metafile.yml').read_text())
+@pytest.mark.parametrize('folder', PAPERS)
+def test_metafile_names_the_files(folder):
+    meta = yaml.safe_load((ROOT / f'configs/{folder}/metafile.yml').read_text())
     listed = [model['Config'] for model in meta['Models']]
-    assert sorted(listed) == [name for name in FILES if name.startswith('configs/e3va/')]
+    assert sorted(listed) == [name for name in FILES if name.startswith(PAPERS[folder])]
     assert all(model['Name'] == Path(model['Config']).stem for model in meta['Models'])
     assert {model['In Collection'] for model in meta['Models']} == {entry['Name'] for entry in meta['Collections']}
     assert not any('Results' in model for model in meta['Models'])      # no number of ours is measured
+    assert f'configs/{folder}/metafile.yml' in yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
 
 
-def test_readme_names_the_files():
-    text = (ROOT / 'configs/e3va/README.md').read_text()
+@pytest.mark.parametrize('folder', PAPERS)
+def test_readme_names_the_files(folder):
+    text = (ROOT / f'configs/{folder}/README.md').read_text()
     links = re.findall(r'\]\(([^)]*\.py)\)', text)
-    assert links and all((ROOT / 'configs/e3va' / link).is_file() for link in links)
-    assert {str((ROOT / 'configs/e3va' / link).resolve().relative_to(ROOT)) for link in links} >= {
-        name for name in FILES if name.startswith('configs/e3va/')}
+    assert links and all((ROOT / 'configs' / folder / link).is_file() for link in links)
+    assert {str((ROOT / 'configs' / folder / link).resolve().relative_to(ROOT)) for link in links} >= {
+        name for name in FILES if name.startswith(PAPERS[folder])}
 
 
 # ---- the suites
@@ -255,12 +265,16 @@ def test_trains_and_validates(name, generated, monkeypatch):
     runner.train()
 
     assert watch.losses['loss'] > 0 and all(map(math.isfinite, watch.losses.values()))
-    assert watch.graded == watch.trainable
+    undrawn = {f'{place}.{i}' for place, branches in runner.model.named_modules() if isinstance(branches, Branches)
+               for i, branch in enumerate(branches.all) if branch is not branches.drawn}
+    assert watch.graded == watch.trainable - undrawn
     if 'method' in cfg.model.backbone:
         own = {key for key in watch.trainable if key.startswith('backbone.')}
         norms = {key for key in own if re.match(r'backbone\.norm\d', key)}
-        assert norms < own and all(key.startswith('backbone.e3va.') for key in own - norms)
-        assert bool(norms) == cfg.method.get('train_out_norms', True)
+        tuning = runner.model.backbone.tuning
+        if not tuning.method.tunes_entries:
+            assert norms < own and not {key.removeprefix('backbone.') for key in own - norms} & set(tuning.keys)
+        assert bool(norms) == tuning.method.train_out_norms
     given = [sample.get(key) for sample in watch.predictions for key in ('pred_instances', 'pred_sem_seg', 'pred_score')
              if key in sample]
     assert len(given) == len(watch.predictions) > 0

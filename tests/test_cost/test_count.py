@@ -1,11 +1,14 @@
 """Bytes and operations of a step against counts by hand, on a network of two linear layers."""
+import copy
+
 import pytest
 import torch
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from torch import nn
 
+import e3va
 from e3va.cost import count
-from e3va.cost.step import Step
+from e3va.cost.step import Step, settle
 
 FLOAT, B, C, H, D = 4, 6, 16, 32, 8         # images; channels in, inside, out
 DATA = dict(inputs=torch.arange(B * C, dtype=torch.uint8).view(B, C))
@@ -88,3 +91,19 @@ def test_attention_on_the_cpu_counts():
         out.sum().backward()
     assert forward == 2 * 2 * heads * length * length * width
     assert counter.get_total_flops() - forward == 2.5 * forward         # five products; the scores are made again
+
+
+def test_gps_selects_before_it_is_counted():
+    """By the loss of the batch, once; what is kept for backward depends on it."""
+    stock = Network()
+    model = e3va.tune(copy.deepcopy(stock), dict(type='GPS'))
+    settle(model, DATA)
+    stock(DATA['inputs'].float(), mode='loss')['loss'].backward()
+    for ours, layer in ((model.first, stock.first), (model.second, stock.second)):
+        live = layer.weight.grad.any(1)                                 # behind a relu some have none
+        best = layer.weight.grad.abs().argmax(1)
+        assert live.any() and torch.equal((ours.index[:, 0].long() % layer.in_features)[live], best[live])
+    before = model.first.index.clone()
+    settle(model, dict(inputs=DATA['inputs'].flip(1)))
+    assert torch.equal(model.first.index, before)
+    count.training(model, DATA, None)

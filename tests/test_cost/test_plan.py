@@ -87,12 +87,14 @@ def test_parameters_by_hand():
     assert lora.gradients == FLOAT * (head + added) and lora.weights == fixed.weights + FLOAT * added
 
 
-@pytest.mark.parametrize('trunk,method', pairs(methods=['full', 'fixed', 'e3va', 'e3va_stream', 'e3va_int8_trunk']))
+@pytest.mark.parametrize('trunk,method', pairs(methods=[
+    'full', 'fixed', 'e3va', 'e3va_stream', 'e3va_int8_trunk', 'dmlora']))
 def test_a_trunk_on_fake_tensors_is_the_real_one(trunk, method):
     """Bytes without values are those of a real forward and backward, to the last one."""
     module = build(trunk, method).train()
     got = trunk_step(module, image(trunk).shape, None)
     assert all(parameter.grad is None for parameter in module.parameters())
+    module.tuning.hooked = True
     x, outs = image(trunk), []
     with LiveBytes() as live:
         x = x.clone()

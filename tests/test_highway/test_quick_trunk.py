@@ -13,20 +13,20 @@ def quick(**options):
 
 
 @pytest.mark.parametrize('batch', [1, 3])
-@pytest.mark.parametrize('trunk', [name for name in TRUNKS if name.startswith('swin_mm')])
+@pytest.mark.parametrize('trunk', [name for name in TRUNKS if name.startswith(('swin_mm', 'vit_sam'))])
 def test_fused_attention_is_the_stock_one(trunk, batch):
     """Shifted and padded windows, the masks of several images; against the stock trunk."""
     stock, tuned = pair(trunk, quick(attention='fused'))
-    for module in stock.modules():
-        if hasattr(module, 'relative_position_bias_table'):
-            torch.nn.init.normal_(module.relative_position_bias_table)
+    for name, parameter in stock.named_parameters():
+        if 'relative_position_bias_table' in name or 'rel_pos' in name:
+            torch.nn.init.normal_(parameter)
     tuned.load_state_dict(stock.state_dict(), strict=False)
     stock.eval(), tuned.eval()
     x = image(trunk, batch)
     assert 0 < distance(stock(x), tuned(x)) <= 1e-5
 
 
-@pytest.mark.parametrize('trunk', ['swin_mmdet', 'swin_timm', 'vit_mmpretrain', 'vit_timm'])
+@pytest.mark.parametrize('trunk', ['swin_mmdet', 'swin_timm', 'vit_mmpretrain', 'vit_sam', 'vit_timm'])
 def test_half_the_bytes(trunk):
     """The blocks' linear layers in bfloat16 and nothing else, its values those of the file; within its 8 bits."""
     stock, tuned = pair(trunk, quick(trunk_weights='bf16'))
@@ -48,7 +48,7 @@ def test_half_the_bytes(trunk):
     assert all(parameter.grad.dtype == torch.float32 for parameter in tuned.parameters() if parameter.requires_grad)
 
 
-@pytest.mark.parametrize('trunk', ['swin_mmdet', 'swin_timm', 'vit_mmpretrain', 'vit_timm'])
+@pytest.mark.parametrize('trunk', ['swin_mmdet', 'swin_timm', 'vit_mmpretrain', 'vit_sam', 'vit_timm'])
 def test_a_quarter_of_the_bytes(trunk, tmp_path):
     """The blocks' matrices in 8 bits and nothing else, each value within half a step of the file's."""
     stock, tuned = pair(trunk, quick(trunk_weights='int8'))

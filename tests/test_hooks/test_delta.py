@@ -14,9 +14,9 @@ from tests.conftest import build, image
 class Model(BaseModel):
     """A tuned trunk and a head with a batch norm, whose statistics are part of the delta."""
 
-    def __init__(self, checkpoint):
+    def __init__(self, checkpoint, method='e3va'):
         super().__init__()
-        self.backbone = build('vit_mmpretrain', 'e3va', init_cfg=dict(type='Pretrained', checkpoint=str(checkpoint)))
+        self.backbone = build('vit_mmpretrain', method, init_cfg=dict(type='Pretrained', checkpoint=str(checkpoint)))
         self.head = nn.Sequential(nn.BatchNorm1d(24), nn.Linear(24, 1))
 
     def forward(self, inputs, mode='tensor'):
@@ -32,15 +32,15 @@ class Data(BaseDataset):
         return dict(inputs=image('vit_mmpretrain', batch=1, seed=idx)[0])
 
 
-def make_runner(folder, trunk, loop, by_epoch, hooks=(), **options):
+def make_runner(folder, trunk, loop, by_epoch, hooks=(), method='e3va', **options):
     return Runner(
-        model=Model(trunk), work_dir=str(folder / 'run'), train_cfg=loop, experiment_name=f'{folder}{options}',
+        model=Model(trunk, method), work_dir=str(folder / 'run'), train_cfg=loop, experiment_name=f'{folder}{options}',
         train_dataloader=dict(batch_size=2, num_workers=0, dataset=Data(), sampler=dict(
             type='DefaultSampler' if loop['by_epoch'] else 'InfiniteSampler', shuffle=True),
             collate_fn=dict(type='default_collate')),
         optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-2)), custom_hooks=hooks, randomness=dict(seed=0),
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=by_epoch, interval=1 if by_epoch else 2),
-                           delta=dict(type='e3va.DeltaHook')), **options)
+                           delta=dict(type='e3va.DeltaHook'), rng_state=dict(type='e3va.RngStateHook')), **options)
 
 
 @pytest.fixture
@@ -79,3 +79,26 @@ def test_a_resumed_run_keeps_its_base(tmp_path, trunk, began_from, named):
                 load_from=str(tmp_path / 'run' / 'epoch_1.pth') if named else None).train()
     bases = [delta_file.read(tmp_path / 'run' / f'delta_epoch_{i}.safetensors')[1]['base'] for i in (1, 2)]
     assert bases == [began_from or str(trunk)] * 2
+
+
+def test_quantised(tmp_path, trunk):
+    """Trained on from a delta under EMA, interrupted and resumed: the checkpoint has the floats, the delta their bits.
+    """
+    method, ema = dict(type='LoRA', rank=6, bits=1), [dict(type='EMAHook')]
+    folders = [tmp_path / name for name in ('first', 'whole', 'broken')]
+    make_runner(folders[0], trunk, dict(by_epoch=True, max_epochs=1), True, method=method).train()
+    start = dict(load_from=f'e3va://{folders[0]}/run/delta_epoch_1.safetensors', method=method)
+    make_runner(folders[1], trunk, dict(by_epoch=True, max_epochs=2), True, ema, **start).train()
+    make_runner(folders[2], trunk, dict(by_epoch=True, max_epochs=1), True, ema, **start).train()
+    make_runner(folders[2], trunk, dict(by_epoch=True, max_epochs=2), True, ema, method=method, resume=True).train()
+    whole, broken = (torch.load(folder / 'run' / 'epoch_2.pth', weights_only=False) for folder in folders[1:])
+    for part in ('state_dict', 'ema_state_dict'):
+        assert all(torch.equal(value, broken[part][name]) for name, value in whole[part].items())
+
+    models = [Model(trunk, method), Model(trunk, method)]
+    models[0].load_state_dict(whole['state_dict'])
+    e3va.load_delta(models[1], folders[1] / 'run' / 'delta_epoch_2.safetensors')
+    x = image('vit_mmpretrain')
+    assert torch.equal(*(model.eval()(x) for model in models))
+    name = 'backbone.layers.0.attn.qkv.pairs.0.down'
+    assert not torch.equal(models[0].state_dict()[name], models[1].state_dict()[name])

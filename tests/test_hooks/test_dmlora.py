@@ -1,55 +1,24 @@
 """DMLoRA inside mmengine's own runner: draws, halvings, the second stage, resume, two processes."""
 import copy
 import json
+from functools import partial
 
 import pytest
 import torch
-from mmengine.dataset import BaseDataset
-from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
-from mmengine.model import BaseDataPreprocessor, BaseModel
-from mmengine.runner import Runner
-from torch import nn
-from torch.nn import functional as F
 
 import e3va
 from e3va.distributed import GlooRunner
 from e3va.methods.dmlora import mixtures
+from tests import running
 from tests.conftest import build, in_two_processes
+from tests.running import BATCH, Classifier, Weights, assert_equal, finished, state_of, without_batch_norm
 
-BRANCHES, IMAGES, BATCH = 4, 8, 4                                       # an epoch has two iterations
-
-
-class Classifier(BaseModel):
-    """A tuned ViT with a batch norm (frozen in the second stage) and a linear head."""
-
-    def __init__(self, **method):
-        super().__init__(BaseDataPreprocessor())
-        self.backbone = build('vit_mmpretrain', dict(dict(type='DMLoRA', rank=2, branches=BRANCHES), **method))
-        self.norm = nn.BatchNorm1d(24)
-        self.head = nn.Linear(24, 3)
-
-    def forward(self, inputs, labels, mode='tensor'):
-        out = self.head(self.norm(self.backbone(inputs)[-1]))
-        return dict(loss=F.cross_entropy(out, labels)) if mode == 'loss' else list(out)
+BRANCHES = 4
 
 
-class Data(BaseDataset):
-    METAINFO = dict(classes=('a', 'b', 'c'))
-
-    def load_data_list(self):
-        return [dict(number=i) for i in range(IMAGES)]
-
-    def prepare_data(self, idx):
-        return dict(inputs=torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(idx)), labels=idx % 3)
-
-
-class Metric(BaseMetric):
-    def process(self, data_batch, data_samples):
-        self.results += [float(sample.sum()) for sample in data_samples]
-
-    def compute_metrics(self, results):
-        return dict(score=sum(results))
+def classifier(**method):
+    return Classifier(dict(dict(type='DMLoRA', rank=2, branches=BRANCHES), **method))
 
 
 class Watch(Hook):
@@ -72,28 +41,10 @@ class Watch(Hook):
             norm=model.norm.training))
 
 
-def runner_of(folder, hook=None, method=None, resume=False, stop=None, epochs=3, train_cfg=None, ema=False, seed=3,
-              kind=Runner, batch=BATCH, wrapper=None, schedule=True, **options):
-    torch.manual_seed(0)                                                # the model is drawn before the runner seeds
-    train_cfg = train_cfg or dict(by_epoch=True, max_epochs=epochs, val_interval=1)
-    loader = dict(batch_size=batch, num_workers=0, dataset=Data(serialize_data=False),
-                  collate_fn=dict(type='default_collate'))
+def runner_of(folder, hook=None, method=None, stop=None, wrapper=None, **options):
     hooks = dict(dmlora=dict(type='e3va.DMLoRAHook', **dict(dict(every=1, scale_length=2), **(hook or {}))))
-    return kind(
-        model=Classifier(**(method or {})), work_dir=str(folder), experiment_name=f'{folder.name}{resume}{stop}',
-        train_dataloader=dict(loader, sampler=dict(type='DefaultSampler', shuffle=False)), train_cfg=train_cfg,
-        val_dataloader=dict(loader, sampler=dict(type='DefaultSampler', shuffle=False)), val_cfg={},
-        val_evaluator=[Metric()], resume=resume,
-        optim_wrapper=dict(dict(type='e3va.DMLoRAOptimWrapper', constructor='e3va.TunedOptimWrapperConstructor',
-                                optimizer=dict(type='AdamW', lr=1e-2, weight_decay=0.1)), **(wrapper or {})),
-        param_scheduler=[dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=3),
-                         dict(type='CosineAnnealingLR', by_epoch=True)] if schedule else None,
-        default_hooks=dict(
-            **hooks, rng_state=dict(type='e3va.RngStateHook'), logger=dict(type='LoggerHook', interval=1),
-            checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=train_cfg['by_epoch'])),
-        custom_hooks=[Watch(stop)] + ([dict(type='EMAHook', momentum=0.1)] if ema else []),
-        randomness=dict(seed=seed), visualizer=dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')]),
-        log_level='INFO', **options)
+    return running.runner_of(folder, partial(classifier, **(method or {})), hooks, Watch(stop),
+                             wrapper=dict(dict(type='e3va.DMLoRAOptimWrapper'), **(wrapper or {})), **options)
 
 
 def watched(runner):
@@ -102,28 +53,7 @@ def watched(runner):
 
 def train(*args, **options):
     """A finished run, or None for an interrupted one."""
-    runner = runner_of(*args, **options)
-    try:
-        runner.train()
-    except KeyboardInterrupt:
-        return None
-    return runner
-
-
-def state_of(runner):
-    """All that a run leaves behind: weights, moments, their averages."""
-    state = dict(runner.model.state_dict())
-    for number, moments in runner.optim_wrapper.state_dict()['state'].items():
-        state.update((f'{name} {number}', value) for name, value in moments.items())
-    for hook in runner.hooks:
-        if hasattr(hook, 'ema_model'):
-            state.update((f'ema {name}', value) for name, value in hook.ema_model.state_dict().items())
-    return state
-
-
-def assert_equal(one, other):
-    assert one.keys() == other.keys()
-    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    return finished(runner_of(*args, **options))
 
 
 def test_a_run(tmp_path, capsys):
@@ -346,7 +276,7 @@ def test_another_method(tmp_path):
 
 def test_training_without_the_hook_is_refused():
     with pytest.raises(ValueError, match="dict\\(dmlora=dict\\(type='e3va.DMLoRAHook'\\)\\)"):
-        Classifier().train()(torch.zeros(2, 3, 64, 64), None)
+        classifier().train()(torch.zeros(2, 3, 64, 64), None)
 
 
 def test_a_period_longer_than_the_run_is_said(tmp_path):
@@ -382,7 +312,7 @@ def test_start_from_a_run_that_has_dropped_branches_is_refused(checkpoints, tmp_
 @pytest.mark.parametrize('epoch', [1, 2, 5])
 def test_testing_takes_what_the_checkpoint_has(checkpoints, tmp_path, epoch):
     """A model of the config takes a checkpoint with fewer branches; merged it gives the same."""
-    model = Classifier()
+    model = classifier()
     model.load_state_dict(torch.load(checkpoints / f'epoch_{epoch}.pth', weights_only=False)['state_dict'])
     assert [len(each) for each in mixtures(model)] == [{1: 4, 2: 2, 5: 1}[epoch]] * 16
     report = model.backbone.tuning.loads[-1]
@@ -394,32 +324,6 @@ def test_testing_takes_what_the_checkpoint_has(checkpoints, tmp_path, epoch):
 
 
 # ---- two processes
-
-class Weights(Hook):
-    """Write the weights down after each step."""
-
-    def __init__(self, file):
-        self.file, self.rows = file, []
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        model = getattr(runner.model, 'module', runner.model)
-        self.rows.append({name: value.clone() for name, value in model.state_dict().items()})
-        torch.save(self.rows, self.file)
-
-
-def without_batch_norm(runner):
-    """Its statistics would be those of each process's images; no DropPath either."""
-    model = getattr(runner.model, 'module', runner.model)
-    for module in model.modules():
-        if type(module).__name__ in ('DropPath', 'Dropout'):
-            module.p = module.drop_prob = 0.
-    model.norm.register_forward_pre_hook(keep_still)
-    return runner
-
-
-def keep_still(norm, inputs):
-    norm.training = False
-
 
 TWO = dict(epochs=3, wrapper=dict(accumulative_counts=1, optimizer=dict(type='SGD', lr=0.1, momentum=0.9),
                                   clip_grad=dict(max_norm=0.5)), schedule=False)

@@ -9,6 +9,7 @@ import e3va
 from e3va.methods.adaptformer import through
 from tests.conftest import build, distance, image, pair
 
+from ..test_layers.test_quantised import FEW, plain
 from .counts import SWIN, count
 
 
@@ -64,6 +65,19 @@ def test_equation_on_convnext():
     assert distance(tuned(image('convnext_mmpretrain')), outs) <= 1e-5
 
 
+@FEW
+def test_quantised_equation(bits):
+    """Bi-AdaptFormer: x + MLP(LN(x)) + s q(U) ReLU(q(D) x), without biases; in training with dropout inside."""
+    stock, tuned = pair('vit_timm', dict(type='AdaptFormer', rank=6, scale=0.3, bits=bits), stirred=True)
+    block, layer, x = stock.eval().blocks[1], tuned.eval().blocks[1].adaptformer['mlp'], torch.randn(2, 43, 24)
+    assert {name for name, _ in layer.named_parameters()} == {'down', 'up'} and layer.dropout == 0.1
+    want = x + block.ls1(block.attn(block.norm1(x)))
+    beside = torch.relu(want @ plain(layer.down, bits).T) @ plain(layer.up, bits).T
+    want = want + block.ls2(block.mlp(block.norm2(want))) + 0.3 * beside
+    torch.testing.assert_close(through(tuned.tuning.parts, 0, 1, tuned.blocks[1], x, (6, 7)), want)
+    assert not tuned.tuning.method.starts_at_trunk
+
+
 def test_outside_drop_path():
     """Where DropPath drops the branches of an image, what stands beside them stays, unscaled."""
     tuned = build('vit_mmpretrain_maps', dict(type='AdaptFormer', rank=4, dropout=0.)).train()
@@ -115,7 +129,8 @@ def test_whole_model_of_timm():
 @pytest.mark.parametrize('options,words', [
     (dict(rank=999), 'rank .* at most 24, not 999'), (dict(scale='s'), "scale must be a number, not 's'"),
     (dict(dropout=-1), 'dropout'), (dict(branches=('ffn',)), "branches must be one of 'attn', 'mlp'"),
-    (dict(branches=()), 'branches is empty')])
+    (dict(branches=()), 'branches is empty'), (dict(bits=3), 'bits must be one of 1, 2, 4, 32, not 3'),
+    (dict(bits=1, bias=True), 'bias=True with bits=1: quantised projections have no biases')])
 def test_refusals(options, words):
     with pytest.raises(ValueError, match=words):
         build('vit_mmpretrain', dict(type='AdaptFormer', **options))

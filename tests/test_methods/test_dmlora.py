@@ -214,6 +214,7 @@ def test_average():
 def test_moments_of_averaged_branches():
     """The optimizer goes on with the mean of both moments; where one was never drawn, with the other's."""
     from e3va.optim import DMLoRAOptimWrapper
+    from e3va.optim.retire import retire
     layer = layer_of(of=1, slices=(0,), downs=4, ups=1).train()
     wrapper = DMLoRAOptimWrapper(torch.optim.AdamW(layer.parameters(), lr=0.1))
     for i in (0, 0, 1, 2):
@@ -224,7 +225,7 @@ def test_moments_of_averaged_branches():
     want = {name: (state[one][name] + state[two][name]) / 2 for name in state[one]}
     alone = copy.deepcopy(state[three])
     assert float(state[one]['step']) == 2 and float(state[two]['step']) == 1 and four not in state
-    wrapper.retire(halve(layer, 'average'))
+    retire(wrapper.optimizer, halve(layer, 'average'))
     assert layer.down[0].all[0] is one and layer.down[0].all[1] is three
     assert all(torch.equal(state[one][name], want[name]) for name in want)
     assert all(torch.equal(state[three][name], alone[name]) for name in alone)
@@ -325,7 +326,7 @@ def test_counts():
 
 
 def test_branches_cost_no_activations():
-    """What autograd saves does not depend on n, and is at most 1 % above LoRA's (ViT-S of two blocks, 224 px)."""
+    """What autograd saves does not depend on n, and is LoRA's (ViT-S of two blocks, 224 px); in the paper 1 % more."""
     common = dict(arch=dict(embed_dims=384, num_layers=2, num_heads=6, feedforward_channels=1536), img_size=224)
     found = {}
     for name, method in dict(lora=dict(type='LoRA'), one=dict(type='DMLoRA', branches=1),
@@ -333,7 +334,7 @@ def test_branches_cost_no_activations():
         trunk = MODELS.build(dict(type='e3va.Tuned', trunk='mmpretrain.VisionTransformer', method=method, **common))
         before_step(trunk.train(), 5)
         found[name] = saved_bytes(lambda: trunk(torch.zeros(2, 3, 224, 224)), trunk)
-    assert found['one'] == found['many'] <= 1.01 * found['lora']
+    assert found['one'] == found['many'] == found['lora']
 
 
 # Table 3: reduce branch, pruning by dropout (DB) or averaging (AB), sharing of up (SU) or down (SD).

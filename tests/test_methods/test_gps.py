@@ -39,7 +39,8 @@ def batches(count=2):
 # ---- the layer
 
 @pytest.mark.parametrize('layer,shape', [
-    (nn.Linear(6, 4), (3, 5, 6)), (nn.Linear(6, 4, bias=False), (2, 3, 5, 6)), (nn.Linear(6, 4), (7, 6)),
+    (nn.Linear(6, 4), (3, 5, 6)), (nn.Linear(48, 20), (2, 9, 48)), (nn.Linear(6, 4, bias=False), (2, 3, 5, 6)),
+    (nn.Linear(6, 4), (7, 6)),
     (nn.Conv2d(4, 6, 3, stride=2, padding=1), (2, 4, 9, 8)), (nn.Conv2d(4, 4, 7, padding=3, groups=4), (2, 4, 9, 8)),
     (nn.Conv2d(3, 5, 4, stride=4, bias=False), (2, 3, 8, 8))])
 def test_layer(layer, shape):
@@ -78,10 +79,63 @@ def test_layer_under_autocast():
     assert torch.equal(ours.values.grad, layer.weight.grad[:, -2:]) and ours.values.grad.dtype == torch.float32
 
 
+def read_by(*columns, inputs=64, outputs=9):
+    """A sparse layer whose neurons select these inputs in turn, and another one each."""
+    layer = SparseLinear(nn.Linear(inputs, outputs))
+    layer.weight.requires_grad_(False)
+    layer.sparse(outputs, 2)
+    chosen = torch.tensor([[columns[i % len(columns)], columns[(i + 1) % len(columns)]] for i in range(outputs)])
+    layer.select(chosen.sort(1).values + inputs * torch.arange(outputs)[:, None])
+    return layer, chosen.sort(1).values
+
+
+@pytest.mark.parametrize('columns', [(3, 60), (40, 7, 63, 8, 0), tuple(range(0, 64, 7)), tuple(range(40))])
+def test_only_the_inputs_that_are_read(columns):
+    """dL/dw_rc = sum over tokens of g_r x_c: the gradient by hand; of x the graph keeps the columns c."""
+    from e3va.cost.saved import saved_bytes
+    layer, chosen = read_by(*columns)
+    for made in (layer, copy.deepcopy(layer).double(), pickle.loads(pickle.dumps(layer))):
+        x, g = torch.randn(3, 5, 64, dtype=made.weight.dtype), torch.randn(3, 5, 9, dtype=made.weight.dtype)
+        (made(x) * g).sum().backward()
+        want = torch.stack([(g.reshape(15, 9) * x.reshape(15, 64)[:, column]).sum(0) for column in chosen.T], dim=1)
+        torch.testing.assert_close(made.values.grad, want)
+        tiles = -(-len(chosen.unique()) // 16)
+        kept = 16 * tiles if tiles <= 2 else 64
+        noted = 0 if kept == 64 else kept * 8                           # the list of the columns
+        assert saved_bytes(lambda: made(x), made) == x.numel() // 64 * kept * x.element_size() + noted
+
+
+def test_a_layer_without_entries():
+    """As a selection over the net leaves some: the input's gradient is the stock layer's."""
+    layer, x = SparseLinear(nn.Linear(64, 9)), torch.randn(3, 5, 64, requires_grad=True)
+    layer.weight.requires_grad_(False)
+    layer.sparse(1, 0)
+    layer.select(torch.zeros(1, 0, dtype=torch.int32))
+    layer(x).sum().backward()
+    torch.testing.assert_close(x.grad, layer.weight.sum(0).expand_as(x))
+    assert layer.values.grad.shape == (1, 0)
+
+
+def test_nothing_is_read_before_a_selection():
+    """Then the gradient is that of the whole, and so it is where a load takes a selection away."""
+    layer, _ = read_by(3, 60)
+    assert layer.columns.tolist() == [*range(15), 60]                   # 3, 60 and what fills the tile
+    layer.select(torch.zeros_like(layer.index))
+    assert layer.columns is None
+    tuned = e3va.tune(small_vit(), dict(type='GPS', criterion='magnitude', level='net'))
+    again = e3va.tune(small_vit(), dict(type='GPS', criterion='random', level='net'))
+    again.load_state_dict(tuned.state_dict())
+    for one, two in zip(sparse_layers(tuned).values(), sparse_layers(again).values()):
+        assert (one.columns is None) == (two.columns is None)
+        assert one.columns is None or torch.equal(one.columns, two.columns)
+
+
 def test_what_the_graph_keeps():
-    """The input alone, as for any layer that trains: no copy of the weight, no mask."""
+    """No copy of the weight, no mask: the inputs that are read."""
     from e3va.cost.saved import saved_bytes
     ours, x = sparse(nn.Linear(64, 64)), torch.randn(2, 64)
+    assert saved_bytes(lambda: ours(x), ours) == 16 * 2 * 4 + 16 * 8
+    ours = sparse(nn.Linear(64, 64), 33)
     assert saved_bytes(lambda: ours(x), ours) == x.numel() * 4
 
 

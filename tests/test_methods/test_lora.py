@@ -1,11 +1,14 @@
 """LoRA: equation 3 by hand, where it is put, and what it counts."""
+import math
+
 import pytest
 import torch
 from torch import nn
 
 import e3va
 from e3va.methods.lora import LoRALinear
-from tests.conftest import build
+from tests.conftest import build, distance, image, pair, stir
+from tests.test_layers.test_quantised import FEW, plain
 
 
 @pytest.mark.parametrize('of,slices', [(1, (0,)), (3, (0, 2)), (3, (1,))])
@@ -14,12 +17,14 @@ def test_equation(of, slices):
     torch.manual_seed(0)
     old, rank, scale = nn.Linear(12, 24 // of * of), 4, 0.5
     layer = LoRALinear(old, rank, scale, slices, of)
-    nn.init.normal_(layer.up)
+    for unit in layer.pairs.values():
+        nn.init.normal_(unit.up)
     x = torch.randn(5, 7, 12)
     want = old(x)
     width = 24 // of
-    for i, part in enumerate(slices):
-        want[..., part * width:(part + 1) * width] += scale * (x @ layer.down[i].T @ layer.up[i].T)
+    for part in slices:
+        unit = layer.pairs[str(part)]
+        want[..., part * width:(part + 1) * width] += scale * (x @ unit.down.T @ unit.up.T)
     torch.testing.assert_close(layer(x), want)
     torch.testing.assert_close(x @ (layer.weight + layer.delta()).T + layer.bias, want)
     torch.testing.assert_close(layer.merged()(x), want)
@@ -29,18 +34,75 @@ def test_starts_at_zero_and_adopts():
     old = nn.Linear(12, 12)
     layer = LoRALinear(old, 4, 1.)
     assert layer.weight is old.weight and layer.bias is old.bias
-    assert not layer.up.any() and layer.down.any()
+    assert not layer.pairs['0'].up.any() and layer.pairs['0'].down.any()
     x = torch.randn(3, 12)
     assert torch.equal(layer(x), old(x))
 
 
+@pytest.mark.parametrize('places,gone', [((0, 0), ()), ((2, 0), ()), ((0, 2), (0,)), ((0, 2), (0, 2))])
+def test_shared_and_emptied_positions(places, gone):
+    """A pair serves two positions of a layer as one module; a position without a pair is the stock layer's."""
+    torch.manual_seed(0)
+    old = nn.Linear(12, 24)
+    layer = LoRALinear(old, 4, 0.5, (0, 2), 3)
+    for unit in layer.pairs.values():
+        nn.init.normal_(unit.up)
+    parent = nn.ModuleDict(dict(qkv=layer))
+    parent.set_submodule(f'qkv.pairs.{places[0]}', parent.get_submodule(f'qkv.pairs.{places[1]}'))
+    for i in gone:
+        delattr(parent.get_submodule('qkv.pairs'), str(i))
+    x = torch.randn(5, 12)
+    want = old(x)
+    for i in {0, 2} - set(gone):
+        unit = layer.pairs[str(i)]
+        want[:, i * 8:(i + 1) * 8] += 0.5 * x @ (unit.up @ unit.down).T
+    torch.testing.assert_close(layer(x), want)
+    torch.testing.assert_close(layer.merged()(x), want)
+    assert len(list(layer.parameters())) - 2 == 2 * len({id(unit) for unit in layer.pairs.values()})
+
+
 @pytest.mark.parametrize('roles,added', [
-    (('q', 'v'), {'attn.qkv'}), ('proj', {'attn.proj'}), (('fc1', 'fc2'), {'ffn.layers.0.0', 'ffn.layers.1'})])
+    (('q', 'v'), {'attn.qkv.pairs.0', 'attn.qkv.pairs.2'}), ('proj', {'attn.proj.pairs.0'}),
+    (('fc1', 'fc2'), {'ffn.layers.0.0.pairs.0', 'ffn.layers.1.pairs.0'})])
 def test_placement(roles, added):
-    """Exactly the named linears of every block get `down` and `up`."""
+    """Exactly the named linears of every block get pairs of `down` and `up`, one for each slice."""
     tuned = build('vit_mmpretrain', dict(type='LoRA', roles=roles))
     names = {name for name in tuned.state_dict() if name not in tuned.tuning.keys}
     assert names == {f'layers.{i}.{name}.{factor}' for i in range(4) for name in added for factor in ('down', 'up')}
+
+
+@FEW
+@pytest.mark.parametrize('stirred', [False, True])
+def test_quantised_equation(bits, stirred):
+    """Bi-LoRA: W + s q(B) q(A), each factor of q and of v quantised by itself; merged exactly."""
+    tuned = build('vit_timm', dict(type='LoRA', rank=6, alpha=3, bits=bits, dropout=0.))
+    if stirred:
+        stir(tuned)
+    layer, x = tuned.blocks[1].attn.qkv, torch.randn(2, 5, 24)
+    assert {name for name, _ in layer.named_parameters()} == {'weight', 'bias'} | {
+        f'pairs.{i}.{name}' for i in (0, 2) for name in ('down', 'up')}
+    want = x @ layer.weight.T + layer.bias
+    for i, unit in layer.pairs.items():
+        want[..., 24 * int(i):24 * int(i) + 24] += 0.5 * x @ plain(unit.down, bits).T @ plain(unit.up, bits).T
+        assert not stirred or 2 ** bits - 2 <= len(unit.value('up').unique()) <= 2 ** bits
+    torch.testing.assert_close(layer(x), want)
+    torch.testing.assert_close(layer.merged()(x), want)
+
+
+def test_start_of_bi_lora():
+    """The published init and dropout; 32 bits: B is zero and nothing is dropped, as in LoRA's own paper."""
+    method = build('vit_timm', dict(type='LoRA', rank=6, bits=1)).tuning.method
+    assert method.dropout == 0.1 and not method.starts_at_trunk
+    stock, tuned = pair('vit_timm', dict(type='LoRA', rank=6, bits=1))
+    unit = tuned.blocks[0].attn.qkv.pairs['2']
+    assert 0.5e-3 < unit.up.std() < 1e-3 and unit.up.abs().max() <= 2e-3       # N(0, 0.001) cut at 0.002
+    assert 0 < unit.down.abs().max() <= 1 / math.sqrt(24)
+    x = torch.randn(4, 24)
+    assert torch.equal(unit.eval()(x), unit(x)) and not torch.equal(unit.train()(x), unit(x))
+    stock.eval(), tuned.eval()
+    assert 0 < distance(stock(image('vit_timm')), tuned(image('vit_timm'))) < 0.05
+    method = build('vit_timm', dict(type='LoRA')).tuning.method
+    assert method.dropout == 0 and method.starts_at_trunk
 
 
 def test_counts():
@@ -59,7 +121,8 @@ def test_counts():
 def test_refusals():
     for options, words in [(dict(rank=0), 'rank'), (dict(rank=-1), 'rank'), (dict(rank=2.5), 'rank'),
                            (dict(rank=True), 'rank'), (dict(rank=999), 'at most'), (dict(roles=('gate',)), 'gate'),
-                           (dict(roles=()), 'roles is empty')]:
+                           (dict(roles=()), 'roles is empty'), (dict(bits=8), 'bits must be one of 1, 2, 4, 32, not 8'),
+                           (dict(bits=True), 'bits'), (dict(dropout=1), 'dropout')]:
         with pytest.raises(ValueError, match=words):
             build('vit_mmpretrain', dict(type='LoRA', **options))
     import mmseg.models  # noqa: F401

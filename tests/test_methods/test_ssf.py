@@ -6,7 +6,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import e3va
+from e3va.cost.saved import saved_bytes
+from e3va.methods.ssf import Scaled, merged, scaled
+from e3va.surgery import rebind
 from tests.conftest import build, distance, image, pair
+from tests.test_contract import compiled_alike
 
 from .counts import SWIN, count
 
@@ -98,8 +102,6 @@ def test_axis(axis, kind):
     from mmpretrain.models.utils.norm import LayerNorm2d
     from timm.layers import LayerNorm2d as TimmNorm
 
-    from e3va.methods.ssf import merged, scaled
-    from e3va.surgery import rebind
     module = {nn.Conv2d: lambda: nn.Conv2d(6, 6, 1), nn.Linear: lambda: nn.Linear(6, 6), 'timm': lambda: TimmNorm(6),
               nn.LayerNorm: lambda: nn.LayerNorm(6)}.get(kind, lambda: LayerNorm2d(6))()
     options = dict(data_format='channel_last') if kind == 'mm_last' else {}
@@ -124,6 +126,49 @@ def test_init():
     stock, tuned = pair('swin_mmdet', 'ssf')
     stock.eval(), tuned.eval()
     assert 0 < distance(stock(image('swin_mmdet')), tuned(image('swin_mmdet'))) < 1
+
+
+@pytest.mark.parametrize('scale', [1., -0.3, 1e-2])
+@pytest.mark.parametrize('shape', [(4,), (4, 1, 1)])
+def test_gradients(scale, shape):
+    """By hand in double precision, from the x that is not kept: sum(g x) for scale, sum(g) for shift, g scale for x."""
+    x, gradient = torch.randn(5, 4, 6, 4), torch.randn(5, 4, 6, 4)
+    entries = [torch.full(shape, scale), torch.randn(shape)]
+    given = [tensor.clone().requires_grad_() for tensor in (x, *entries)]
+    y = Scaled.apply(*given)
+    torch.testing.assert_close(y, x * entries[0] + entries[1])
+    y.backward(gradient)
+    axes = (0, 2, 3) if len(shape) == 3 else (0, 1, 2)
+    want = [gradient * scale, *((gradient.double() * factor).sum(axes).view(shape).float() for factor in (x, 1))]
+    for tensor, each in zip(given, want, strict=True):
+        torch.testing.assert_close(tensor.grad, each, rtol=1e-3, atol=1e-3)
+
+
+def test_scale_of_zero():
+    """There x cannot be had back from y: the gradient is what rounding leaves, and finite."""
+    x, scale, shift = torch.randn(9, 4), torch.zeros(4, requires_grad=True), torch.randn(4, requires_grad=True)
+    Scaled.apply(x, scale, shift).sum().backward()
+    assert scale.grad.isfinite().all()
+
+
+def test_what_is_kept():
+    """In a block, beside what any backward through it keeps: what proj and fc2 give out, and not qkv, fc1, norms."""
+    options = dict(img_size=64, patch_size=8, embed_dim=24, num_heads=2, num_classes=0)
+
+    def kept(method, depth):
+        model = e3va.tune(timm.create_model('vit_tiny_patch16_224', depth=depth, **options), method)
+        return saved_bytes(lambda: model(torch.zeros(2, 3, 64, 64)).sum(), model)
+
+    more = [kept('SSF', depth) - kept('BitFit', depth) for depth in (1, 2)]
+    assert 2 <= (more[1] - more[0]) / (2 * 65 * 24 * 4) < 2.2           # in tensors (B, L, C)
+
+
+def test_compile():
+    """torch.compile takes the function of its own in one graph, with the same outputs and gradients."""
+    torch._dynamo.reset()
+    tuned = build('vit_timm', 'ssf', depth=1, out_indices=(0,))
+    assert torch._dynamo.explain(tuned.eval())(image('vit_timm')).graph_break_count == 0
+    compiled_alike(tuned, image('vit_timm'), 'aot_eager')
 
 
 def test_half_precision_keeps_small_changes():

@@ -12,7 +12,7 @@ from tests.conftest import build, tool
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / 'configs/baselines/README.md'
-OWN_FOLDERS = ('e3va', 'gps', 'dmlora', 'pear')
+OWN_FOLDERS = ('e3va', 'gps', 'dmlora', 'pear', 'vp_')
 counts = tool('analysis_tools/counts.py')
 
 # Worked out from the widths and depths alone, and printed so by the papers (but LoRA in E3VA, and where noted).
@@ -26,6 +26,7 @@ EXACT = {
     ('E3VA, 2', 'E3VA'): 1_195_008, ('E3VA, 1', 'E3VA'): 1_792_512, ('E3VA, 5', 'Standard'): 2_353_536,
     ('E3VA, 2', 'Full'): 86_745_016, ('E3VA, 1', 'Full'): 194_998_164,
     ('Pear, I', 'LoRA'): 294_912, ('Pear, I', 'SSF'): 205_824, ('Pear, I', 'BITFIT'): 102_912,
+    ('Pear, I', 'BI-LORA'): 8 * 147_456, ('Pear, I', 'BI-ADAPTFORMER'): 8 * 73_728,
     ('Pear, I', 'ADAPTER-P'): 147_456, ('Pear, I', 'COMPACTER'): 39_168 + 4 ** 3, ('Pear, I', 'MoRA'): 24 * 112 ** 2,
     ('Pear, I', 'VPT-DEEP'): 50 * 768 * 12, ('Pear, I', 'FACT-TT'): 61_440,
     ('DMLoRA, 1', 'RepAdapter'): 221_184 + 18_624, ('DMLoRA, 1', 'Adapter'): 156_768}
@@ -54,6 +55,19 @@ def test_readme_is_what_the_command_prints(rows, monkeypatch, capsys):
     assert printed.count('\n') == len(rows) + 2 and printed in README.read_text()
     counts.main([])
     assert '12,601,632' in capsys.readouterr().out
+
+
+def test_counts_of_gps(capsys):
+    """K entries and a bias for each neuron: in ViT-B/16 12 blocks of 9 x 768, and 768 of the patches. The README has
+    what the command prints."""
+    counts.main(['--markdown', '--methods', ','.join(f'gps:k={k}' for k in range(1, 16))])
+    printed = capsys.readouterr().out
+    assert printed in (ROOT / 'configs/gps/README.md').read_text()
+    table = [[cell.strip() for cell in line.strip('|\n').split('|')] for line in printed.splitlines()]
+    vit = table[0].index('ViT-B/16')
+    neurons = 12 * 9 * 768 + 768
+    assert [row[vit].partition(' ')[0] for row in table[2:]] == [f'{neurons * (k + 1):,}' for k in range(1, 16)]
+    assert table[2][vit] == '167,424 (0.20 %)'
 
 
 def test_rounding():

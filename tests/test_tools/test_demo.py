@@ -437,7 +437,7 @@ def test_a_run_ends_with_scores_rows_and_a_picture(tmp_path):
     out = io.StringIO()
     result = run(cfg, 'e3va', 1, tmp_path / 'work', Console(file=out), options={'model.backbone.method.rank': 2})
     assert 'e3va, seed 1: epoch 1 of 1' in out.getvalue() and result['saved_mib'] > 0 and result['train_s'] > 0
-    assert result['trained'] == 3 * 2 * (4 * 2 * (24 + 12) + 24 + 12) + 3 * 2 * 24       # rank 2, width 24, three blocks
+    assert result['trained'] == 3 * 2 * (4 * 2 * (24 + 12) + 24 + 12) + 3 * 2 * 24     # rank 2, width 24, 3 blocks
     assert list(result['scores']) == ['val'] and list(result['scores']['val']) == ['AP', 'AP50']
     assert 0 <= result['scores']['val']['AP'] <= 100
     assert [len(item['true']) for item in result['predictions']] == [1, 1, 1]          # difficult boxes are left out

@@ -2,8 +2,10 @@ r"""Count what methods train, and set it beside what the papers' tables print.
 
     python tools/analysis_tools/counts.py
     python tools/analysis_tools/counts.py --markdown        # the table of configs/baselines/README.md
+    python tools/analysis_tools/counts.py --methods gps:k=1,gps:k=15,lora:rank=8        # of any methods, on each trunk
 
-The rows are in counts.yml. Each count is that of the method on the stock trunk in its real size, without weights.
+The rows and the trunks are in counts.yml. Each count is that of the method on the stock trunk in its real size, without
+weights.
 """
 import argparse
 import copy
@@ -41,24 +43,31 @@ class Weightless(TorchFunctionMode):
 
 
 @functools.cache
-def count(stock, method):
-    """Trained parameters of a method, as for `--method`, on a copy of a stock trunk."""
+def report(stock, method):
+    """`e3va.report` of a method, as for `--method`, on a copy of a stock trunk."""
     trunk = copy.deepcopy(stock)
     with Weightless():
         e3va.tune(trunk, parse(method)[0].method.method)
-    return e3va.report(trunk)['trained']
+    return e3va.report(trunk)
+
+
+def count(stock, method):
+    """Trained parameters."""
+    return report(stock, method)['trained']
 
 
 def heads(stock, classes):
-    """Parameters of a linear classifier on a trunk, the mean over tasks with so many classes."""
+    """Parameters of a linear classifier on a trunk, the mean over tasks with so many classes; a number is the count."""
+    if isinstance(classes, int):
+        return classes
     last = FAMILIES[family_of(stock)].out_norms(stock)[-1]
     return round(sum(classes) / len(classes) * (stock.get_submodule(last).weight.numel() + 1))
 
 
-def in_unit(parameters, stock, printed):
-    """Parameters in the unit of a printed count, rounded to its decimals."""
+def in_unit(parameters, stock, printed, size=None):
+    """Parameters, of `size` bytes (default: of float32), in the unit of a printed count, rounded to its decimals."""
     number, unit = printed.split()
-    value = {'M': Decimal(parameters) / 10 ** 6, 'MB': Decimal(4 * parameters) / 2 ** 20,
+    value = {'M': Decimal(parameters) / 10 ** 6, 'MB': Decimal(size or 4 * parameters) / 2 ** 20,
              '%': Decimal(100 * parameters) / sum(parameter.numel() for parameter in stock.parameters())}[unit]
     return value.quantize(Decimal(number), ROUND_HALF_UP)
 
@@ -69,7 +78,9 @@ def complete(row, table, stock, classes):
         raise ValueError(f'{FILE.name}: the row {row} has not the keys row, printed, method and, where needed, heads '
                          'and note')
     trained, group = count(stock, row['method']), row.get('heads', table.get('heads'))
-    ours = in_unit(trained + (heads(stock, classes[group]) if group else 0), stock, row['printed'])
+    classifier = heads(stock, classes[group]) if group else 0
+    size = report(stock, row['method'])['delta_bytes'] + 4 * classifier
+    ours = in_unit(trained + classifier, stock, row['printed'], size)
     number, unit = row['printed'].split()
     difference = ours - Decimal(number)
     return dict(table=table['table'], row=row['row'], trunk=table['trunk'], method=row['method'], parameters=trained,
@@ -77,11 +88,28 @@ def complete(row, table, stock, classes):
                 note=row.get('note', ''))
 
 
+def weightless(data):
+    """{name: stock trunk} of the file's trunks."""
+    with Weightless():
+        return {name: MODELS.build(config) for name, config in data['trunks'].items()}
+
+
+def grid(methods, file=FILE):
+    """A row for each method, as for `--methods` of cost.py: what it trains of each trunk, and of how much."""
+    trunks = weightless(yaml.safe_load(file.read_text()))
+    rows = []
+    for spec in parse(methods):
+        rows.append([spec.label])
+        for stock in trunks.values():
+            trained = count(stock, spec.label)
+            rows[-1].append(f'{trained:,} ({in_unit(trained, stock, "0.00 %")} %)')
+    return [['method', *trunks], *rows]
+
+
 def rows(file=FILE):
     """The rows of the file, completed."""
     data = yaml.safe_load(file.read_text())
-    with Weightless():
-        trunks = {name: MODELS.build(config) for name, config in data['trunks'].items()}
+    trunks = weightless(data)
     return [complete(row, table, trunks[table['trunk']], data['heads'])
             for table in data['tables'] for row in table['rows']]
 
@@ -90,26 +118,29 @@ def cells(row):
     return [f'{row[column]:,}' if column == 'parameters' else row[column] for column in COLUMNS]
 
 
-def markdown(rows):
-    lines = [list(COLUMNS), ['---'] * len(COLUMNS), *(cells(row) for row in rows)]
+def markdown(lines):
+    """Lists of cells, the titles first, as a table in Markdown."""
+    lines = [lines[0], ['---'] * len(lines[0]), *lines[1:]]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--methods', metavar='NAME[:OPTION=VALUE,...],...',
+                        help='count these on each trunk, instead of the papers\' rows')
     parser.add_argument('--markdown', action='store_true', help='print the table in Markdown')
     args = parser.parse_args(argv)
     with one_line_errors(), warnings.catch_warnings():
         warnings.simplefilter('ignore')                         # the libraries' words, not the user's
-        found = rows()
+        lines = grid(args.methods) if args.methods else [list(COLUMNS), *map(cells, rows())]
     if args.markdown:
-        print(markdown(found))
+        print(markdown(lines))
         return
-    table = Table(*COLUMNS)
-    for column, justify in zip(table.columns, COLUMNS.values()):
-        column.justify = justify
-    for row in found:
-        table.add_row(*cells(row))
+    table = Table(*lines[0])
+    for column in table.columns:
+        column.justify = COLUMNS.get(column.header, 'right')
+    for line in lines[1:]:
+        table.add_row(*line)
     Console(width=190).print(table)
 
 

@@ -8,25 +8,9 @@ import argparse
 import re
 from pathlib import Path
 
-from mmengine.config import Config
-from mmengine.runner.checkpoint import _load_checkpoint
-
-from e3va import delta_file
 from e3va.command_line import one_line_errors
 from e3va.cost.plot import FORMATS, clean, plt
-
-
-def read(path):
-    """(state dict, config of the method) of a checkpoint or a delta."""
-    if Path(path).suffix == '.safetensors':
-        state, meta = delta_file.read(path)
-        return state, meta['method']
-    if not Path(path).is_file():
-        raise ValueError(f'there is no checkpoint {path}')
-    checkpoint = _load_checkpoint(path, map_location='cpu', logger='silent')
-    config = Config.fromstring(checkpoint.get('meta', {}).get('cfg') or '', '.py')
-    backbone = (config.get('model') or {}).get('backbone') or {}
-    return checkpoint.get('state_dict', checkpoint), backbone.get('method') or {}
+from e3va.saved_run import read
 
 
 def rows(state, roles):

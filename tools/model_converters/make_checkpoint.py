@@ -16,7 +16,8 @@ class Parser(argparse.ArgumentParser):
 
 def main():
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--arch', required=True, help="timm's name of a Swin or ViT; its tag decides the classes")
+    parser.add_argument('--arch', required=True,
+                        help="timm's name of a Swin or ViT, whose tag decides the classes, or sam_vit_b")
     parser.add_argument('--out', required=True, help='file to write')
     parser.add_argument('--format', default=FORMATS[0], help=f'{", ".join(FORMATS)} (default: {FORMATS[0]})')
     parser.add_argument('--seed', type=int, default=0, help='default: 0')

@@ -1,0 +1,4 @@
+# Pear-LoRA of Tables I and III (Pear (Zhong and Zhou, arXiv:2409.19733)) with the knowledge checkpoint
+# DA: each pruned unit is added to the one that takes its place (equation 2).
+_base_ = './pear_bi_lora.py'
+default_hooks = dict(pear=dict(checkpoint='da'))

@@ -1,0 +1,35 @@
+"""What hooks share that change a model in the middle of its training."""
+import gc
+
+from mmengine.model import is_model_wrapper
+from torch.nn.parallel import DistributedDataParallel
+
+
+def plain(model):
+    """A model without DDP around it."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def change(runner, function):
+    """function(model), for the model and for its moving averages; returns what it gives for the model."""
+    found = function(plain(runner.model))
+    for hook in runner.hooks:
+        averaged = getattr(hook, 'ema_model', None)
+        if averaged is not None:
+            function(averaged.module)
+            averaged.avg_parameters = (averaged.module.state_dict() if averaged.update_buffers else
+                                       dict(averaged.module.named_parameters()))
+    return found
+
+
+def rewrap(runner, ignored=()):
+    """Renew DDP, which looks at its parameters only once.
+
+    Args:
+        ignored (list of str): names of parameters that it is to leave alone.
+    """
+    if is_model_wrapper(runner.model):
+        model = runner.model = runner.model.module
+        gc.collect()                                                    # the old wrapper holds nodes of the old shapes
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(ignored))
+        runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)

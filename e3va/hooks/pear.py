@@ -1,0 +1,234 @@
+"""When Pear looks at the gradients and when it prunes; `e3va/pear.py` says how."""
+import torch
+from mmengine.dist import all_reduce, broadcast, broadcast_object_list
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner.base_loop import BaseLoop
+
+from .. import pear
+from ..methods.base import choice, integer, number
+from ..methods.routing import TABLE, route, routing_of
+from ..optim.pear import MomentsMixin
+from ..optim.retire import retire
+from ..registry import HOOKS
+from ..tuned import find_tuned
+from .change import change, plain, rewrap
+
+KEY = 'e3va_pear'                                                       # of the hook's entry in a checkpoint
+
+
+@HOOKS.register_module()
+class PearHook(Hook):
+    """After a warm-up prune the units that contribute least and share the best ones with their positions.
+
+    The contributions come from the gradients of the warm-up's last epoch. What is shared is one parameter with one
+    state of the optimizer, which goes on as it is; schedules go on too.
+
+    Args:
+        warmup (int): length of the warm-up, 10 epochs in the paper.
+        ratio (float): of the units that are pruned; 0.5 in the paper. 0: none, the training is the method's own.
+        by_epoch (bool): `warmup` counts epochs, also in a loop that counts iterations itself; False: iterations.
+        criterion (str): what a unit's contribution is, with the mean g of its gradients: 'taylor', the sum of |w g|;
+            'taylor_sum', |sum of w g|; 'fisher', the sum of w^2 times the mean of the squared gradients; 'gradient', of
+            |g|; 'magnitude', of |w|; 'random'.
+        checkpoint (str): the paper's knowledge checkpoint of what is pruned: 'da', 'sba' or None.
+        coefficients (sequence of float or str): C_1 and C_2 of 'sba'; 0.5 both in the paper. 'scores': the share of
+            the shared and of the pruned unit in the sum of their contributions.
+        scope (str): the weakest units go of all ('global') or of each group ('group').
+        share_scope (str): a unit serves in place of those of the same shapes ('global', the group), or of the same
+            shapes and role ('same_role'). One of each group stays.
+        share (bool): False is vanilla pruning: the positions are left without a unit.
+    """
+
+    priority = 'HIGHEST'                                                # before EMAHook loads
+
+    def __init__(self, warmup=10, ratio=0.5, by_epoch=True, criterion='taylor', checkpoint=None,
+                 coefficients=(0.5, 0.5), scope='global', share_scope='global', share=True):
+        self.warmup = integer('warmup', warmup)
+        self.ratio = number('ratio', ratio)
+        if not 0 <= ratio < 1:
+            raise ValueError(f'ratio must be a number of at least 0 and below 1, not {ratio!r}: it is the part of the '
+                             'units that is pruned, e.g. 0.5')
+        self.by_epoch = by_epoch
+        self.criterion = choice('criterion', criterion, (*pear.CRITERIA, 'random'))
+        self.checkpoint = choice('checkpoint', checkpoint, (None, 'da', 'sba'))
+        self.coefficients = coefficients if coefficients == 'scores' else both(coefficients)
+        self.scope = choice('scope', scope, ('global', 'group'))
+        self.share_scope = choice('share_scope', share_scope, ('global', 'same_role'))
+        self.share = share
+        if checkpoint and not share:
+            raise ValueError(f'checkpoint={checkpoint!r} adds what is pruned to what takes its place, and share=False '
+                             'lets nothing take it; drop one of them')
+        self.options = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        self.end = None                                                 # iteration of the pruning; None: not a training
+        self.done = False
+
+    # ---- before the first step
+
+    def before_run(self, runner):
+        if self.end is not None or not isinstance(runner._train_loop, BaseLoop):        # only tested
+            return
+        method, log = self.units_of(plain(runner.model)), runner.logger
+        if not isinstance(runner.optim_wrapper, MomentsMixin):
+            raise ValueError(f'PearHook needs an optimizer wrapper that reads gradients, not '
+                             f"{type(runner.optim_wrapper).__name__}: set optim_wrapper.type='e3va.PearOptimWrapper', "
+                             "or 'e3va.AmpPearOptimWrapper'")
+        length, unit = len(runner.train_dataloader), 'epochs' if self.by_epoch else 'iterations'
+        self.end = self.warmup * length if self.by_epoch else self.warmup
+        self.begin = max(0, self.end - length)
+        if self.ratio == 0:
+            log.warning(f'Pear: ratio=0 prunes nothing: this is a training of plain {method}')
+            return
+        if self.end >= runner.max_iters:
+            raise ValueError(f'the warm-up of Pear, {self.warmup} {unit}, is not shorter than the run, '
+                             f'{runner.max_iters} iterations of which an epoch has {length}: nothing would be pruned. '
+                             'Take a smaller `warmup` or a longer run')
+        log.info(f'Pear: {method}, {100 * self.ratio:g} % of the units are pruned after {self.warmup} {unit}, by '
+                 f'{self.criterion} of iterations {self.begin + 1} to {self.end}')
+
+    def units_of(self, model):
+        """Name of the method; ValueError where there is nothing to prune."""
+        trunk = find_tuned(model)[1]
+        method = type(trunk.tuning.method).__name__
+        if not trunk.tuning.method.units(trunk):
+            raise ValueError(f'PearHook prunes methods that are made of equal units, and {method} '
+                             f'{trunk.tuning.method.config} is not: take LoRA, AdaptFormer, Adapter, AdapterPfeiffer '
+                             'or E3VA (not stacked), or drop the hook')
+        return method
+
+    def before_train(self, runner):
+        if not self.done and routing_of(find_tuned(plain(runner.model))[1]):
+            raise ValueError('load_from is of a run that has pruned already, and a new run begins with all units: give '
+                             'the weights of the stock trunk, or resume that run')
+
+    # ---- steps
+
+    @property
+    def waits(self):
+        return self.end is not None and self.ratio > 0 and not self.done
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if not self.waits:
+            return
+        if runner.iter >= self.end:
+            self.prune(runner, self.choose(runner))
+            if is_model_wrapper(runner.model):
+                runner._maybe_compile('train_step')                     # of the new one
+        elif runner.iter >= self.begin and self.criterion not in pear.WITHOUT_DATA:
+            runner.optim_wrapper.watch(factors(runner.model))
+
+    def choose(self, runner):
+        """The plan, the same in every process."""
+        trunk, seed = find_tuned(plain(runner.model))[1], [runner.seed]
+        broadcast_object_list(seed)                                     # may differ by rank (diff_rank_seed)
+        units, wrapper = trunk.tuning.method.units(trunk), runner.optim_wrapper
+        scores = pear.score(list(units.values()), self.criterion, wrapper.moments(), seed[0]) if (
+            wrapper.steps or self.criterion in pear.WITHOUT_DATA) else torch.zeros(len(units))
+        all_reduce(scores, op='mean')
+        broadcast(scores)
+        if not scores.isfinite().all():
+            raise ValueError('Pear cannot prune: the contributions are not finite; the training has diverged in its '
+                             'warm-up, look at its loss and take a smaller rate')
+        if not scores.any():
+            raise ValueError(f'Pear cannot prune: no unit has a gradient in the iterations {self.begin + 1} to '
+                             f'{self.end}, so all contributions are 0. Do the units train (rate above 0, a step within '
+                             "these iterations), and is a loss reached from them? criterion='magnitude' needs none")
+        wrapper.watch([])
+        return pear.plan(scores, *pear.alike(trunk, self.share_scope), self.ratio, self.scope, self.share)
+
+    def prune(self, runner, chosen):
+        """Carry out a plan, and say so."""
+        before = trained_bytes(runner)
+        self.settle(runner, lambda trunk: pear.prune(trunk, chosen, self.checkpoint, self.coefficients))
+        runner.logger.info('Pear: weights, gradients and optimizer state of method and heads: '
+                           f'{before:,} bytes in the warm-up, {trained_bytes(runner):,} from here on')
+        self.tell(runner, chosen)
+
+    def settle(self, runner, function):
+        """Change the trunk and its averages by `function`, which returns what is gone; optimizer and DDP follow."""
+        self.done = True
+        gone = change(runner, lambda model: function(find_tuned(model)[1]))
+        retire(runner.optim_wrapper.optimizer, [(parameter, None) for parameter in gone])
+        rewrap(runner)
+
+    def tell(self, runner, chosen):
+        """The log and the picture of who serves whom."""
+        from ..pear_map import draw  # matplotlib takes a second
+
+        trunk, log = find_tuned(plain(runner.model))[1], runner.logger
+        rows = pear.rows(trunk)
+        log.info(f'Pear: {len(chosen.pruned)} of {len(rows)} units are pruned before iteration {runner.iter + 1}'
+                 f'{f", with {self.checkpoint.upper()}" if self.checkpoint else ""}; contributions in brackets')
+        if len(chosen.pruned) < chosen.wanted:
+            log.warning(f'Pear: {chosen.wanted} were to be pruned; of each group of equal units one stays')
+        scores = {row['name']: row['score'] for row in rows}
+        for row in (rows[i] for i in chosen.pruned):
+            by = row['served_by']
+            log.info(f'Pear: {row["name"]} ({row["score"]:.3g}) is pruned, '
+                     + (f'served by {by} ({scores[by]:.3g})' if by else 'served by none'))
+        runner.visualizer.add_image('pear', draw(rows), step=runner.iter)
+
+    # ---- checkpoints
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        if self.end is not None:
+            wrapper = runner.optim_wrapper
+            checkpoint[KEY] = dict(options=self.options, done=self.done, steps=wrapper.steps, sums=wrapper.sums)
+
+    def after_load_checkpoint(self, runner, checkpoint):
+        """Before a resumed state is loaded: bring model and optimizer into its shape."""
+        if self.end is None or not runner._resume:
+            return
+        saved = checkpoint.get(KEY)
+        if not saved:
+            raise ValueError('the checkpoint to resume is not one of Pear: it has no record of the contributions; '
+                             'start a new run, or drop the hook')
+        others = [f'{name}={value!r} instead of {self.options.get(name)!r}' for name, value in saved['options'].items()
+                  if value != self.options.get(name)]
+        if others:
+            raise ValueError(f'the checkpoint to resume is of a run of Pear with {", ".join(others)}: resume with the '
+                             'same options')
+        if saved['done']:
+            prefix, _ = find_tuned(plain(runner.model))
+            table, scores = (checkpoint['state_dict'][f'{prefix}{TABLE}.{name}'].cpu()
+                             for name in ('served_by', 'scores'))
+            self.settle(runner, lambda trunk: route(trunk, table, scores))
+        elif saved['steps']:
+            wrapper = runner.optim_wrapper
+            wrapper.watch(factors(runner.model))
+            wrapper.steps = saved['steps']
+            wrapper.sums = [value.to(own.device) for own, value in zip(wrapper.sums, saved['sums'])]
+
+
+@HOOKS.register_module()
+class VanillaPruning(PearHook):
+    """The same without sharing: the positions of what is pruned are left without a unit (VP in Table II).
+
+    Args:
+        warmup, ratio, by_epoch, criterion, scope: see `PearHook`.
+    """
+
+    def __init__(self, warmup=10, ratio=0.5, by_epoch=True, criterion='taylor', scope='global'):
+        super().__init__(warmup, ratio, by_epoch, criterion, scope=scope, share=False)
+
+
+def factors(model):
+    """The parameters of all units of a model."""
+    trunk = find_tuned(plain(model))[1]
+    return [one for unit in trunk.tuning.method.units(trunk).values() for one in unit.parameters()]
+
+
+def trained_bytes(runner):
+    """Bytes of what trains, of its gradients and of what the optimizer keeps for it."""
+    optimizer = runner.optim_wrapper.optimizer
+    held = [one for group in optimizer.param_groups for one in group['params'] if one.requires_grad]
+    kept = [value for one in held for value in optimizer.state.get(one, {}).values()
+            if isinstance(value, torch.Tensor)]
+    return sum(one.numel() * one.element_size() for one in held + held + kept)
+
+
+def both(coefficients):
+    """The option `coefficients` as (C_1, C_2)."""
+    if isinstance(coefficients, str) or len(coefficients) != 2:
+        raise ValueError(f"coefficients are C_1 and C_2, e.g. (0.5, 0.5), or 'scores', not {coefficients!r}")
+    return tuple(number('coefficients', value) for value in coefficients)

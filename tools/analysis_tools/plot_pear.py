@@ -1,0 +1,72 @@
+r"""Draw which units a run with Pear (or vanilla pruning) has pruned, and which serve in their place.
+
+    python tools/analysis_tools/plot_pear.py CHECKPOINT --out pear.png
+
+A checkpoint of a run (epoch_100.pth), or a delta of one (delta_epoch_100.safetensors). The run itself draws the same at
+its pruning step, to the visualizer. Every position is printed too, a line each: block, role, contribution, and the
+block and role of the unit that serves it.
+"""
+import argparse
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.runner.checkpoint import _load_checkpoint
+
+from e3va import delta_file, pear, pear_map
+from e3va.command_line import one_line_errors
+from e3va.cost.plot import FORMATS
+from e3va.methods.routing import TABLE, follow_routing
+from e3va.registry import MODELS
+
+
+def read(path):
+    """(state dict of the trunk, its config with its method) of a checkpoint or a delta."""
+    if Path(path).suffix == '.safetensors':
+        state, meta = delta_file.read(path)
+        backbone = dict(meta['trunk']['config'] or {}, method=meta['method'])
+        trunk, prefix, scope = backbone.pop('type', None), meta['trunk']['prefix'], None
+        backbone['trunk'] = trunk
+    else:
+        if not Path(path).is_file():
+            raise ValueError(f'there is no checkpoint {path}')
+        checkpoint = _load_checkpoint(path, map_location='cpu', logger='silent')
+        state = checkpoint.get('state_dict', checkpoint)
+        config = Config.fromstring(checkpoint.get('meta', {}).get('cfg') or '', '.py')
+        backbone, prefix = (config.get('model') or {}).get('backbone') or {}, 'backbone.'
+        scope = config.get('default_scope')
+    if f'{prefix}{TABLE}.served_by' not in state:
+        raise ValueError(f'{path} holds no table of Pear: it is of another method, of an epoch in front of the pruning '
+                         'step, or merged')
+    if not backbone.get('trunk') or not backbone.get('method'):
+        raise ValueError(f'{path} does not say which trunk it is of: it is of a model that was not built from a config')
+    state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return state, backbone, scope
+
+
+def rows(state, backbone, scope):
+    """`pear.rows` of the trunk that a state dict is of."""
+    options = {key: value for key, value in backbone.items() if key not in ('type', 'init_cfg')}
+    with DefaultScope.overwrite_default_scope(scope):
+        trunk = MODELS.build(dict(options, type='e3va.Tuned'))
+    follow_routing(trunk, state)
+    return pear.rows(trunk)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('checkpoint', help='a .pth checkpoint or a .safetensors delta of a run with Pear')
+    parser.add_argument('--out', default='pear.png', help='the picture (default: %(default)s)')
+    args = parser.parse_args(argv)
+    with one_line_errors():
+        if Path(args.out).suffix not in FORMATS:
+            raise ValueError(f'--out {args.out}: the name must end in {", ".join(FORMATS)}')
+        found = rows(*read(args.checkpoint))
+        pear_map.save(found, args.out)
+        places = {row['name']: f'{row["block"]} {row["role"]}' for row in found}
+        for row in found:
+            print(f'{row["block"]}\t{row["role"]}\t{row["score"]:.4g}\t{places.get(row["served_by"], "none")}')
+
+
+if __name__ == '__main__':
+    main()
