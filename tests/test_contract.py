@@ -159,7 +159,9 @@ def test_autocast(trunk, method):
 
 @pytest.mark.parametrize('trunk,method', [*itertools.product(
     ['swin_mmdet', 'swin_mmpretrain', 'swin_timm', 'vit_mmpretrain', 'vit_timm'],
-    ['full', 'lora', 'e3va', 'e3va_stream']), ('vit_timm', 'lora_1bit')])
+    ['full', 'lora', 'e3va', 'e3va_stream']), *[
+        ('vit_timm', method) for method in METHODS if not refusal('vit_timm', method)
+        and method not in ('fixed', 'full', 'lora', 'e3va', 'e3va_stream')]])
 def test_compile(trunk, method):
     """7. torch.compile changes outputs and gradients by at most 1e-5 (aot_eager: the graph, not the kernels)."""
     shallow = dict(swin_mmdet=dict(depths=(1, 2, 1, 1)), swin_timm=dict(depths=(1, 2, 1, 1)),
