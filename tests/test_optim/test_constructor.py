@@ -47,13 +47,13 @@ def test_a_slow_backbone_does_not_slow_the_method_down():
         found = settings(build_optim_wrapper(model, config), model)
         return {name: found[parameter] for name, parameter in model.named_parameters() if parameter in found}
 
-    want = {'backbone.stages.0.blocks.0.attn.w_msa.qkv.pairs.0.down': (1., 0.5), 'backbone.norm3.weight': (0.1, 0.5),
-            'query.weight': (3., 0.5)}
+    down = 'backbone.stages.0.blocks.0.attn.w_msa.qkv.pairs.0.down'
+    want = {down: (1., 0.5), 'backbone.norm3.weight': (0.1, 0.5), 'query.weight': (3., 0.5)}
     found = rates()
     assert {name: found[name] for name in want} == want
     assert all(rate == (1. if name.endswith(('.up', '.down')) else 3. if 'query' in name else 0.1)
                for name, (rate, _) in found.items())
     named = rates(**{'w_msa.qkv.pairs.0.down': dict(lr_mult=0.5)})
-    assert named['backbone.stages.0.blocks.0.attn.w_msa.qkv.pairs.0.down'] == (0.5, 0.5)
-    assert rates(**{'backbone.': dict(lr_mult=0.2)})['backbone.stages.0.blocks.0.attn.w_msa.qkv.pairs.0.down'] == (1., 0.5)
+    assert named[down] == (0.5, 0.5)
+    assert rates(**{'backbone.': dict(lr_mult=0.2)})[down] == (1., 0.5)
     assert keys['backbone'] == dict(lr_mult=0.1)

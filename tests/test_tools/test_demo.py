@@ -647,7 +647,8 @@ def test_crops_are_the_boxes(tmp_path):
     assert Path(found['train'][0]).stat().st_mtime_ns == before
 
 
-def test_a_classifier_of_crops_trains_and_is_scored_by_the_mean_of_the_classes(tmp_path):
+@pytest.mark.parametrize('method', ['lora', 'dmlora_scheme_a'])          # which needs a draw in front of each forward
+def test_a_classifier_of_crops_trains_and_is_scored_by_the_mean_of_the_classes(tmp_path, method):
     import io
 
     import crops
@@ -662,9 +663,9 @@ def test_a_classifier_of_crops_trains_and_is_scored_by_the_mean_of_the_classes(t
     cfg.model.backbone = dict(type='e3va.TimmTrunk', name='vit_tiny_patch16_224', patch_size=14, embed_dim=24, depth=2,
                               num_heads=2)
     cfg.model.head.in_channels = 24
-    result = run(cfg, 'lora', 0, tmp_path / 'work', Console(file=io.StringIO()), ['val'])
+    result = run(cfg, method, 0, tmp_path / 'work', Console(file=io.StringIO()), ['val'])
     assert 0 <= result['scores']['val']['accuracy'] <= 100 and result['trained'] > 0 and result['saved_mib'] > 0
-    again = run(cfg, 'lora', 0, tmp_path / 'work', Console(file=io.StringIO()), ['val'])
+    again = run(cfg, method, 0, tmp_path / 'work', Console(file=io.StringIO()), ['val'])
     assert again['scores'] == result['scores'] and again['train_s'] == result['train_s']     # it is not trained again
-    row, = rows('cells', 'lora', 0, cfg, result)
+    row, = rows('cells', method, 0, cfg, result)
     assert row['metric'] == 'accuracy' and row['split'] == 'val'

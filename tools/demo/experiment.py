@@ -118,6 +118,7 @@ def saved_mib(runner):
     size = min(runner.train_dataloader.batch_size or 4, len(dataset))
     batch = runner.train_dataloader.collate_fn([dataset[i] for i in range(size)])
     data = model.data_preprocessor(batch, True)
+    runner.call_hook('before_train_iter', batch_idx=0, data_batch=batch)        # DMLoRA draws its branches there
     return saved_bytes(lambda: model(**data, mode='loss'), model) / 2 ** 20
 
 
