@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ..surgery import find, rebind
 from .role import Role, branch, stock
+from .vit_mm import ENTRY, merges, stages  # noqa: F401 it names its blocks as the plain ViT does
 
 CLASSES = ('mmpretrain.:ViTSAM',)
 QKV = r'layers\.\d+\.attn\.qkv'
@@ -47,18 +48,6 @@ def owns(trunk):
 
 def out_norms(trunk):
     return []                                                           # those of the neck are no new ones
-
-
-def ENTRY(trunk):
-    return 'forward'
-
-
-def stages(trunk):
-    return [list(trunk.layers)]
-
-
-def merges(trunk):
-    return {}
 
 
 def taps(trunk):
