@@ -7,14 +7,30 @@ from mmengine.runner.checkpoint import _load_checkpoint
 from . import delta_file
 
 
-def read(path):
-    """(state dict, config of the method) of a checkpoint or a delta; the latter is empty where none is recorded."""
+def run_of(path):
+    """What a checkpoint or a delta holds of a run.
+
+    Returns:
+        (state dict, config of the backbone, prefix of the trunk's names, default scope): the config has `trunk` and
+        `method`, of a model built without a config it lacks what is not recorded; a delta records no scope.
+
+    Raises:
+        ValueError: no file, or a damaged delta.
+    """
     if Path(path).suffix == '.safetensors':
         state, meta = delta_file.read(path)
-        return state, meta['method']
+        backbone = dict(meta['trunk']['config'] or {}, method=meta['method'])
+        backbone['trunk'] = backbone.pop('type', None)
+        return state, backbone, meta['trunk']['prefix'], None
     if not Path(path).is_file():
         raise ValueError(f'there is no checkpoint {path}')
     checkpoint = _load_checkpoint(path, map_location='cpu', logger='silent')
     config = Config.fromstring(checkpoint.get('meta', {}).get('cfg') or '', '.py')
     backbone = (config.get('model') or {}).get('backbone') or {}
-    return checkpoint.get('state_dict', checkpoint), backbone.get('method') or {}
+    return checkpoint.get('state_dict', checkpoint), backbone, 'backbone.', config.get('default_scope')
+
+
+def read(path):
+    """(state dict, config of the method) of a checkpoint or a delta; the latter is empty where none is recorded."""
+    state, backbone, *_ = run_of(path)
+    return state, backbone.get('method') or {}

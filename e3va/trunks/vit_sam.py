@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from ..surgery import find, rebind
-from .role import Role, branch, stock
-from .vit_mm import ENTRY, merges, stages  # noqa: F401 it names its blocks as the plain ViT does
+from .role import Role, stock
+from .vit_mm import ENTRY, feed, merge, merges, pack, stages  # noqa: F401 in these it is the plain ViT
 
 CLASSES = ('mmpretrain.:ViTSAM',)
 QKV = r'layers\.\d+\.attn\.qkv'
@@ -77,22 +77,9 @@ def attend(block, x, shape, tap='before'):
     return f, x + f
 
 
-def feed(block, x, shape, tap='before'):
-    f, moved = branch(lambda: block.ffn(block.norm2(x), identity=0.), block.ffn.dropout_layer, tap)
-    return f, x + moved
-
-
-def merge(module, x, shape):
-    raise AssertionError('a plain ViT has no merges')
-
-
 def emit(trunk, tap, x, shape):
     x = x.permute(0, 3, 1, 2)
     return trunk._format_output(trunk.channel_reduction(x) if trunk.out_channels > 0 else x)
-
-
-def pack(trunk, outs):
-    return tuple(outs)
 
 
 def fuse_attention(trunk):

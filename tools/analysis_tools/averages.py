@@ -7,10 +7,10 @@ and `value`. Seeds are averaged first. VTAB-1k has two averages in print, of the
 of the nineteen tasks (GPS): both are given. A method that lacks tasks gets none, and what it lacks is named.
 """
 import argparse
-import json
 from collections import defaultdict
 from statistics import fmean as mean
 
+from e3va import result_rows
 from e3va.command_line import one_line_errors
 from e3va.datasets import fgvc, vtab
 
@@ -20,27 +20,21 @@ SUITES = dict(vtab=vtab.TASKS, fgvc=fgvc.TASKS)
 def read(files):
     """{suite: {method: {task: {seed: value}}}} of all rows that belong to the two suites."""
     results = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
-    for file in files:
-        with open(file) as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                    suite, _, task = row['task'].partition('_')
-                    method, seed, value = row['method'], row.get('seed', 0), float(row['value'])
-                except (ValueError, TypeError, KeyError, AttributeError) as error:
-                    raise ValueError(f'{file}, line {number}: a row has task, method and value; {error!r}') from error
-                if task not in SUITES.get(suite, ()):
-                    continue
-                seeds = results[suite][method][task]
-                if seed in seeds:
-                    raise ValueError(f'{file}, line {number}: a second value of {row["task"]}, {method}, seed {seed}; '
-                                     'give each run once, and one metric')
-                seeds[seed] = value
+    for place, ((suite, _, task), method, seed, value) in result_rows.read(files, taken, 'task, method and value'):
+        if task not in SUITES.get(suite, ()):
+            continue
+        seeds = results[suite][method][task]
+        if seed in seeds:
+            raise ValueError(f'{place}: a second value of {suite}_{task}, {method}, seed {seed}; '
+                             'give each run once, and one metric')
+        seeds[seed] = value
     if not results:
         raise ValueError(f'{", ".join(map(str, files))}: no row of vtab_TASK or fgvc_TASK')
     return results
+
+
+def taken(row):
+    return row['task'].partition('_'), row['method'], row.get('seed', 0), float(row['value'])
 
 
 def averages(suite, tasks):

@@ -13,30 +13,28 @@ import sys
 from collections import defaultdict
 from statistics import fmean as mean
 
+from e3va import result_rows
 from e3va.command_line import one_line_errors
 
 
 def read(files, methods):
     """{task: {split: {method: {seed: row}}}} of the rows of some methods."""
     found = defaultdict(lambda: dict(val=defaultdict(dict), test=defaultdict(dict)))
-    for file in files:
-        with open(file) as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                    if row['method'] not in methods:
-                        continue
-                    rows, seed = found[row['task']][row['split']][row['method']], row.get('seed', 0)
-                    row['value'] = float(row['value'])
-                except (ValueError, TypeError, KeyError) as error:
-                    raise ValueError(f"{file}, line {number}: a row has task, method, split ('val' or 'test') and "
-                                     f'value; {error!r}') from error
-                if seed in rows:
-                    raise ValueError(f'{file}, line {number}: a second value of {row["task"]}, {row["method"]}, '
-                                     f'{row["split"]}, seed {seed}; give each run once, and one metric')
-                rows[seed] = row
+
+    def taken(row):
+        if row['method'] in methods:
+            row['value'] = float(row['value'])
+            return row, found[row['task']][row['split']][row['method']]
+
+    for place, one in result_rows.read(files, taken, "task, method, split ('val' or 'test') and value"):
+        if one is None:
+            continue
+        row, rows = one
+        seed = row.get('seed', 0)
+        if seed in rows:
+            raise ValueError(f'{place}: a second value of {row["task"]}, {row["method"]}, {row["split"]}, seed {seed}; '
+                             'give each run once, and one metric')
+        rows[seed] = row
     if not found:
         raise ValueError(f'{", ".join(map(str, files))}: no row of {", ".join(methods)}')
     return found

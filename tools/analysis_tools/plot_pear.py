@@ -9,32 +9,19 @@ block and role of the unit that serves it.
 import argparse
 from pathlib import Path
 
-from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from mmengine.runner.checkpoint import _load_checkpoint
 
-from e3va import delta_file, pear, pear_map
+from e3va import pear, pear_map
 from e3va.command_line import one_line_errors
 from e3va.cost.plot import FORMATS
 from e3va.methods.routing import TABLE, follow_routing
 from e3va.registry import MODELS
+from e3va.saved_run import run_of
 
 
 def read(path):
-    """(state dict of the trunk, its config with its method) of a checkpoint or a delta."""
-    if Path(path).suffix == '.safetensors':
-        state, meta = delta_file.read(path)
-        backbone = dict(meta['trunk']['config'] or {}, method=meta['method'])
-        trunk, prefix, scope = backbone.pop('type', None), meta['trunk']['prefix'], None
-        backbone['trunk'] = trunk
-    else:
-        if not Path(path).is_file():
-            raise ValueError(f'there is no checkpoint {path}')
-        checkpoint = _load_checkpoint(path, map_location='cpu', logger='silent')
-        state = checkpoint.get('state_dict', checkpoint)
-        config = Config.fromstring(checkpoint.get('meta', {}).get('cfg') or '', '.py')
-        backbone, prefix = (config.get('model') or {}).get('backbone') or {}, 'backbone.'
-        scope = config.get('default_scope')
+    """(state dict of the trunk, its config with its method, the default scope) of a checkpoint or a delta."""
+    state, backbone, prefix, scope = run_of(path)
     if f'{prefix}{TABLE}.served_by' not in state:
         raise ValueError(f'{path} holds no table of Pear: it is of another method, of an epoch in front of the pruning '
                          'step, or merged')

@@ -18,9 +18,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-# seconds that a training image took for each of its pixels on two cores, for the estimate at the start
+# seconds a training image of 336 x 252 px took on two cores, for the estimate at the start
 COST = dict(fixed=0.17, e3va=0.20, lora=0.34)
-COST = {name: seconds / (336 * 252) for name, seconds in COST.items()}
 
 
 def parse(argv):
@@ -36,7 +35,7 @@ def parse(argv):
     parser.add_argument('--seeds', nargs='+', type=int, default=[0], metavar='N', help='default: %(default)s')
     parser.add_argument('--epochs', type=int, metavar='N', help="passes over the data (default: the config's)")
     parser.add_argument('--size', type=int, metavar='PX',
-                        help='the longest side of an image of --data is shown at so many px (default: 336)')
+                        help='the longest side of an image of --data is shown at so many px (default: 336; a crop: 42)')
     parser.add_argument('--out', default='work_dirs/demo', metavar='FOLDER', help='default: %(default)s')
     parser.add_argument('--cfg-options', nargs='+', action=Options, default={}, metavar='KEY=VALUE',
                         help='override settings under every method, e.g. default_hooks.pear.warmup=2')
@@ -159,36 +158,37 @@ def result_folders(place, cfg, methods, seeds, options=None):
 
 def tell_plan(console, cfg, task, methods, seeds, rates, folders):
     """Say what the data is, what will run and how long it may take."""
+    from experiment import shown
     datasets = {split: cfg[f'{split}_dataloader'].dataset for split in ('train', 'val', 'test')}
     if datasets['test'] == datasets['val']:
         del datasets['test']
-    said, pixels = [], 0                                                 # pixels of an epoch
-    from experiment import shown
-    for split, dataset in datasets.items():
-        text = Path(dataset.ann_file).read_text()
-        if dataset.ann_file.endswith('.txt'):
-            said.append(f'{split} {len(text.splitlines())} crops')
-            shapes = [(1, 1)] * len(text.splitlines())
-        else:
-            data = json.loads(text)
-            said.append(f'{split} {len(data["images"])} images with {len(data["annotations"])} boxes')
-            shapes = [(image['width'], image['height']) for image in data['images']]
-        if split == 'train':                                             # the longest side is shown at `shown` px
-            pixels = shown(cfg) ** 2 * sum(min(shape) / max(shape) for shape in shapes)
-    console.print(f'{task}: {", ".join(cfg.train_dataloader.dataset.metainfo.classes)}; {", ".join(said)}')
+    data = {split: contents(dataset.ann_file) for split, dataset in datasets.items()}
+    console.print(f'{task}: {", ".join(datasets["train"].metainfo.classes)}; '
+                  + ', '.join(f'{split} {words}' for split, (words, _) in data.items()))
     epochs = cfg.train_cfg.max_epochs
-    # with several rates: each with the first seed, then the best one with the others
-    done = [not any((folder / file).is_file() for file in ('result.json', 'choice.json')[:1 + (rates > 1)])
-            for folder in folders.values()]
-    runs = [(name, rate, seed) for name in methods for seed in seeds for rate in range(rates)
-            if rate == 0 or seed == seeds[0]]
-    left = max(0, len(runs) - done.count(False))
+    # with several rates: each of them with the first seed, then the best one with the others
+    runs, files = len(methods) * (rates + len(seeds) - 1), ['result.json', 'choice.json'][:1 + (rates > 1)]
+    done = sum(any((folder / file).is_file() for file in files) for folder in folders.values())
+    left = max(0, runs - done)
+    # the longest side of an image is shown at `shown` pixels
+    pixels = shown(cfg) ** 2 * sum(min(shape) / max(shape) for shape in data['train'][1])
     mean = sum(COST.get(name, max(COST.values())) for name in methods) / len(methods)
-    console.print(f'{len(runs)} runs of {epochs} epochs: {", ".join(methods)}; seeds {", ".join(map(str, seeds))}; '
+    minutes = left * mean * pixels / (336 * 252) * epochs / 60
+    console.print(f'{runs} runs of {epochs} epochs: {", ".join(methods)}; seeds {", ".join(map(str, seeds))}; '
                   + (f'rates to choose from on val: {rates}; ' if rates > 1 else '')
-                  + (f'{len(runs) - left} finished before; ' if left < len(runs) else '')
-                  + (f'about {max(1, round(left * mean * pixels * epochs / 60))} minutes on two cores' if left else
-                     'nothing left to train'))
+                  + (f'{runs - left} finished before; ' if left < runs else '')
+                  + (f'about {max(1, round(minutes))} minutes on two cores' if left else 'nothing left to train'))
+
+
+def contents(file):
+    """What a list of crops or a COCO json holds, in words, and the shape of each image."""
+    text = Path(file).read_text()
+    if file.endswith('.txt'):
+        count = len(text.splitlines())
+        return f'{count} crops', [(1, 1)] * count
+    data = json.loads(text)
+    return (f'{len(data["images"])} images with {len(data["annotations"])} boxes',
+            [(image['width'], image['height']) for image in data['images']])
 
 
 def table(task, results, methods, seeds, rates):

@@ -1,0 +1,26 @@
+"""Measured results as JSON lines, a row a line: `task`, `method`, `seed`, `value` and what else was measured."""
+import json
+
+
+def read(files, take, has):
+    """Yield (place, take(row)) of each row of some files, `place` for messages; empty lines are left out.
+
+    Args:
+        files (iterable of path): JSON lines.
+        take (callable): gets the row, a dict, and picks what it needs.
+        has (str): what a row has, for the error.
+
+    Raises:
+        ValueError: a line that is no JSON, or of which `take` cannot pick.
+    """
+    for file in files:
+        with open(file) as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                place = f'{file}, line {number}'
+                try:
+                    taken = take(json.loads(line))
+                except (ValueError, TypeError, KeyError, AttributeError) as error:
+                    raise ValueError(f'{place}: a row has {has}; {error!r}') from error
+                yield place, taken
