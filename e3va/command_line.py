@@ -89,7 +89,17 @@ def message(error):
     if isinstance(error, URLError):
         return (f'a download failed: {error}. Give the file by its path, for weights '
                 '--cfg-options model.backbone.init_cfg.checkpoint=PATH, or load_from=PATH where the config has that')
+    if empty_dataset(error):
+        return (f'{empty_dataset(error)}.dataset is empty: no image of it is left; look at its ann_file, its folders, '
+                'its filter_cfg and its classes (metainfo)')
     return error.args[0] if isinstance(error, KeyError) else error
+
+
+def empty_dataset(error):
+    """The loader ('train_dataloader') in whose data set mmengine finds nothing to keep; None for any other error."""
+    calls = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    stages = [stage for stage in ('train', 'val', 'test') if f'build_{stage}_loop' in calls]
+    return f'{stages[-1]}_dataloader' if '_serialize_data' in calls and stages else None
 
 
 def is_users(error):
@@ -98,7 +108,7 @@ def is_users(error):
     Raised by our own code, a missing file or page, or a registry's: a type that it does not know, an argument that the
     type does not take.
     """
-    if isinstance(error, (FileNotFoundError, URLError)):
+    if isinstance(error, (FileNotFoundError, URLError)) or empty_dataset(error):
         return True
     frame = traceback.extract_tb(error.__traceback__)[-1]
     file, package = Path(frame.filename).resolve(), Path(__file__).resolve().parent

@@ -2,6 +2,7 @@
 import torch
 from mmengine import dist
 
+from .layers import SparseWeight
 from .loading import shorten
 from .methods.gps import sparse_layers
 from .tuned import find_tuned
@@ -21,13 +22,17 @@ def select(model, batches, loss):
         dict: `used` and `skipped`, batches of all processes.
 
     Raises:
-        ValueError: no batch, none with a loss, a gradient that is not finite (the batch is named).
+        ValueError: no batch, none with a loss, a gradient that is not finite (the batch is named), a weight that the
+            trunk reads without calling its layer, so that selected entries of it would not train.
     """
     _, trunk = find_tuned(model)
     layers = sparse_layers(trunk)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     count = torch.zeros(2)                                              # used, skipped
+    called, watches = set(), [layer.register_forward_pre_hook(lambda layer, _: called.add(layer))
+                              for layer in trunk.modules() if isinstance(layer, SparseWeight)]
+    hooked = trunk.tuning.hooked
     model.requires_grad_(False)
     for layer in layers.values():
         layer.weight.requires_grad_(True)
@@ -40,6 +45,7 @@ def select(model, batches, loss):
             if value is not None:
                 value.backward()
                 check(layers, value, number, batch)
+                check_calls(trunk, called)
         dist.all_reduce(count)
         if not count[0]:
             raise ValueError('GPS cannot select: ' + (
@@ -51,14 +57,29 @@ def select(model, batches, loss):
         for buffer, old in buffers:
             buffer.copy_(old)
         with torch.no_grad():
-            trunk.tuning.method.choose(trunk, {name: layer.weight.grad.abs() for name, layer in layers.items()})
+            trunk.tuning.method.choose(trunk, {name: layer.weight.grad.abs_() for name, layer in layers.items()})
+        hooked = hooked or trunk.tuning.method.mode == 'sparse'         # in the mode 'mask' nothing masks as yet
     finally:
+        trunk.tuning.hooked = hooked
+        for watch in watches:
+            watch.remove()
         model.requires_grad_(False)
         for parameter in trained:
             parameter.requires_grad_(True)
         for layer in layers.values():
             layer.weight.grad = None
     return dict(used=int(count[0]), skipped=int(count[1]))
+
+
+def check_calls(trunk, called):
+    """ValueError, naming the layer, where a weight has a gradient whose layer is not among those `called`."""
+    if trunk.tuning.method.mode == 'mask':
+        return
+    for name, layer in sparse_layers(trunk).items():
+        parent = trunk.get_submodule(name.rpartition('.')[0])
+        if layer not in called and parent not in called and layer.weight.grad.any():
+            raise ValueError(f"GPS cannot train entries of {name}: {type(parent).__name__} reads its weight without "
+                             "calling the layer; take mode='mask', which trains in dense weights, or another trunk")
 
 
 def check(layers, value, number, batch):

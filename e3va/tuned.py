@@ -129,8 +129,7 @@ def tune(module, method, config=None):
         raise ValueError(f'{type(method).__name__} cannot tune a {type(trunk).__name__}: {method.refused[family]}. '
                          'Take another trunk or another method')
     parts = FAMILIES.get(family)
-    head = frozenset(name for name, _ in trunk.named_parameters()
-                     if parts and parts.HEAD and re.fullmatch(parts.HEAD, name))
+    head = classifier(trunk, parts)
     trunk.tuning = Tuning(method, family, tuple(trunk.state_dict()),
                           frozenset(name for name, _ in trunk.named_modules()), config, head)
     if not isinstance(method, Full):
@@ -152,6 +151,16 @@ def tune(module, method, config=None):
         trunk.register_forward_pre_hook(demand_hook)
     trunk.train(trunk.training)
     return module
+
+
+def classifier(trunk, parts):
+    """Names of the parameters of a classifier inside the trunk: a timm model says of any family where it is."""
+    if parts:
+        return frozenset(name for name, _ in trunk.named_parameters() if parts.HEAD and re.fullmatch(parts.HEAD, name))
+    found = trunk.get_classifier() if hasattr(trunk, 'get_classifier') else ()
+    held = {id(parameter) for module in (found if isinstance(found, tuple) else (found, )) if module is not None
+            for parameter in module.parameters()}
+    return frozenset(name for name, parameter in trunk.named_parameters() if id(parameter) in held)
 
 
 def train(trunk, mode=True):

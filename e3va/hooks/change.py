@@ -1,6 +1,8 @@
 """What hooks share that change a model in the middle of its training."""
 import gc
 
+from mmengine.dataset import InfiniteSampler
+from mmengine.dist import get_world_size
 from mmengine.model import is_model_wrapper
 from torch.nn.parallel import DistributedDataParallel
 
@@ -8,6 +10,13 @@ from torch.nn.parallel import DistributedDataParallel
 def plain(model):
     """A model without DDP around it."""
     return model.module if is_model_wrapper(model) else model
+
+
+def epoch_length(runner):
+    """Iterations of an epoch in each process: an `InfiniteSampler` has the length of the whole data set in all."""
+    loader = runner.train_dataloader
+    sampler = getattr(loader.batch_sampler, 'sampler', loader.sampler)
+    return -(-len(loader) // (get_world_size() if isinstance(sampler, InfiniteSampler) else 1))
 
 
 def change(runner, function):

@@ -13,7 +13,7 @@ from ..methods.gps import GPS, selected, sparse_layers
 from ..optim.gps import Masks
 from ..registry import HOOKS
 from ..tuned import find_tuned
-from .change import plain, rewrap
+from .change import change, plain, rewrap
 from .rng_state import random_state, set_random_state
 
 
@@ -22,8 +22,9 @@ class GPSHook(Hook):
     """One pass over the training data, and the entries with the largest gradients are selected; none on resume.
 
     Only `train_dataloader`'s data are read, in an order of their own: the training sees the batches and the random
-    numbers that it would see without this. In full precision, as half floats lose small gradients; in training mode, as
-    in the public code. A selection that a checkpoint brought is kept.
+    numbers that it would see without this. A last batch that is not full is left out, as in the public code. In full
+    precision, as half floats lose small gradients; in training mode, as in the public code. A selection that a
+    checkpoint brought is kept.
 
     Args:
         loss (str): 'supcon', of an image's features for a classifier, of pooled ones of boxes or regions for others;
@@ -65,7 +66,7 @@ class GPSHook(Hook):
                 raise ValueError("GPS(mode='mask') trains with optim_wrapper.type='e3va.GPSOptimWrapper' (or its twin "
                                  f'e3va.AmpGPSOptimWrapper), not {type(runner.optim_wrapper).__name__}')
             runner.optim_wrapper.mask(trunk)
-        elif method.level == 'net':
+        if method.level == 'net':
             self.follow(runner, model)
 
     def select(self, runner, model):
@@ -78,7 +79,9 @@ class GPSHook(Hook):
             loss = self.loss or ('supcon' if whole else 'task')
             views = self.views or (2 if loss == 'supcon' else 1)
             loader = loader_of(stock, views, self.pipeline, self.batch_size, runner.seed)
-            count = select(model, itertools.islice(loader, self.batches), partial(
+            number = min(len(loader), self.batches or len(loader))
+            runner.logger.info(f'GPS: selecting by {loss}, on {number} batches of training data')
+            count = select(model, told(itertools.islice(loader, number), number, runner.logger), partial(
                 task_loss if loss == 'task' else partial(contrastive_loss, whole, self.temperature), model))
         finally:
             set_random_state(state)
@@ -90,11 +93,15 @@ class GPSHook(Hook):
 
     def follow(self, runner, model):
         """What was made before the selection has its shapes: DDP's buckets, EMAHook's copy."""
-        _, trunk = find_tuned(model)
-        for hook in runner.hooks:
-            if hasattr(hook, 'ema_model'):
-                find_tuned(hook.ema_model)[1].tuning.method.expect(find_tuned(hook.ema_model)[1], trunk.state_dict())
+        state = find_tuned(model)[1].state_dict()
+        change(runner, partial(expect, state))
         rewrap(runner)
+
+
+def expect(state, model):
+    """Give a model the shapes of a trunk's selection."""
+    _, trunk = find_tuned(model)
+    trunk.tuning.method.expect(trunk, state)
 
 
 def task_loss(model, batch):
@@ -131,10 +138,20 @@ class Views:
 
 def loader_of(loader, views, pipeline, batch_size, seed):
     """A loader of the same data: once, shuffled, by a sampler of its own, as the loader's must not be advanced."""
+    size = batch_size or loader.batch_sampler.batch_size
+    sampler = DefaultSampler(loader.dataset, shuffle=True, seed=seed)
     return DataLoader(
-        Views(loader.dataset, views, pipeline), batch_size=batch_size or loader.batch_sampler.batch_size,
-        sampler=DefaultSampler(loader.dataset, shuffle=True, seed=seed), num_workers=loader.num_workers,
-        collate_fn=partial(collate, loader.collate_fn), worker_init_fn=loader.worker_init_fn)
+        Views(loader.dataset, views, pipeline), batch_size=size, sampler=sampler, drop_last=len(sampler) >= size,
+        num_workers=loader.num_workers, collate_fn=partial(collate, loader.collate_fn),
+        worker_init_fn=loader.worker_init_fn)
+
+
+def told(batches, number, logger):
+    """The batches; every fiftieth is logged."""
+    for i, batch in enumerate(batches, 1):
+        yield batch
+        if i % 50 == 0:
+            logger.info(f'GPS: {i} of {number} batches')
 
 
 def collate(stock, items):

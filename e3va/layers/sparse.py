@@ -72,7 +72,11 @@ class SparseWeight:
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
             x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
-        return SparseProduct.apply(x, self.weight, self.index, self.values, bias, self.columns, *geometry)
+        if geometry:
+            return SparseProduct.apply(x, self.weight, self.index, self.values, bias, None, *geometry)
+        rows = x.reshape(-1, x.shape[-1])       # so that the function's output is no view: an in-place ReLU may follow
+        out = SparseProduct.apply(rows, self.weight, self.index, self.values, bias, self.columns)
+        return out.view(*x.shape[:-1], len(self.weight))
 
     def merged(self):
         """A layer of the old class with the whole weight."""

@@ -29,7 +29,7 @@ class SparseProduct(torch.autograd.Function):
 
     Backward forms the gradient of the weight's `columns` (of all for None, and for a convolution), by the product that
     autograd does for the stock layer, and keeps the entries at `index`. Of the input only these columns are saved. A
-    buffer of at most the weight's size is alive for one layer at a time, none afterwards.
+    buffer of at most the weight's size is alive for one layer at a time, none afterwards. A linear layer's x is (N, C).
     """
 
     @staticmethod
@@ -53,15 +53,14 @@ class SparseProduct(torch.autograd.Function):
                 [0, 0], groups, [for_x, for_values, for_bias])
         else:
             of_x = of_weight = of_bias = None
-            rows = gradient.reshape(-1, gradient.shape[-1])
             if for_x:
-                of_x = rows.mm(put(weight, index, values).to(x.dtype)).view(*x.shape[:-1], weight.shape[1])
+                of_x = gradient.mm(put(weight, index, values).to(x.dtype))
             if for_values:
-                of_weight = rows.t().mm(x.reshape(len(rows), x.shape[-1]))
+                of_weight = gradient.t().mm(x)
                 if columns is not None:
                     inputs = weight.shape[1]
                     places = places // inputs * len(columns) + torch.searchsorted(columns, index % inputs)
             if for_bias:
-                of_bias = rows.sum(0)
+                of_bias = gradient.sum(0)
         of_values = of_weight.flatten()[places].to(values.dtype) if for_values else None
         return of_x, None, None, of_values, of_bias, None, *[None] * len(ctx.geometry)

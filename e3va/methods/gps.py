@@ -26,6 +26,8 @@ from .base import Method, choice, integer, is_norm
 KINDS = ('bias', 'table', 'scale', 'norm', 'embedding')
 SPARSE = {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d, nn.MultiheadAttention: SparseAttention}
 SCALES = ('LayerScale', 'GlobalResponseNorm', 'GRN')                    # classes that hold nothing but channel factors
+FORWARDS = tuple(kind.forward for kind in SPARSE)
+WRAPPERS = ('mmcv.cnn.bricks.wrappers', 'timm.layers.linear')           # their forward is the stock one
 
 
 @METHODS.register_module()
@@ -59,9 +61,10 @@ class GPS(Method):
         self.k = integer('k', k)
         self.level = choice('level', level, ('neuron', 'layer', 'net'))
         self.criterion = choice('criterion', criterion, ('gradient', 'magnitude', 'random'))
-        self.train = tuple(choice('train', kind, KINDS) for kind in ([train] if isinstance(train, str) else train))
-        self.without = tuple(integer('without', block, low=0) for block in
-                             ([without] if isinstance(without, int) else without))
+        train, without = ([train] if isinstance(train, str) else train or (),
+                          [without] if isinstance(without, int) else without or ())
+        self.train = tuple(choice('train', kind, KINDS) for kind in train)
+        self.without = tuple(integer('without', block, low=0) for block in without)
         self.mode = choice('mode', mode, ('sparse', 'mask'))
         self.seed = integer('seed', seed, low=0)
         if criterion == 'gradient' or mode == 'mask':
@@ -74,6 +77,10 @@ class GPS(Method):
         for name, layer in weights(trunk).items():
             if f'{name}.weight' in head or f'{name}.'.startswith(frozen):
                 continue
+            if type(layer).forward not in FORWARDS and not type(layer).__module__.startswith(WRAPPERS):
+                raise ValueError(f'{name} of {type(trunk).__name__} is a {type(layer).__name__}, which computes '
+                                 'something else than a plain layer with its weight: GPS cannot train entries of that; '
+                                 'take another trunk')
             new = next(make for kind, make in SPARSE.items() if isinstance(layer, kind))(layer)
             inputs = new.weight[0].numel()
             if inputs < self.k:
@@ -103,7 +110,7 @@ class GPS(Method):
                                 for name, layer in sparse_layers(trunk).items()})
 
     def choose(self, trunk, scores):
-        """Select the entries with the highest scores; of equal ones the last.
+        """Select the entries with the highest scores; of equal ones in a neuron or a layer the last.
 
         Args:
             scores (dict): {name of a sparse layer: tensor of its weight's shape}.
@@ -133,11 +140,15 @@ class GPS(Method):
             index = given.get(f'{name}.index')
             if index is None:
                 continue
+            if self.mode == 'mask' and f'{name}.values' in given:
+                raise ValueError("values of a run with mode='sparse' are given, and this model has mode='mask', which "
+                                 "would lose them: take mode='sparse', or the run's merged checkpoint")
             if self.level == 'net':
                 layer.reshape(index.shape)
             elif index.shape != layer.index.shape:
                 raise ValueError(f'a selection of {tuple(index.shape)} entries is given for {name}, which has '
-                                 f'{tuple(layer.index.shape)}: it was made with another k, or for another architecture')
+                                 f'{tuple(layer.index.shape)}: it was made with another k or level, or for another '
+                                 'architecture')
 
     def loaded(self, trunk, missing):
         layers = sparse_layers(trunk)
@@ -162,8 +173,9 @@ class GPS(Method):
             rows = torch.arange(len(index), device=index.device)[:, None]
             wrong = wrong or (index // layer.weight[0].numel() != rows).any()
         if wrong:
-            raise ValueError(f'the selection given for {name} belongs to another architecture: it names entries that a '
-                             f'weight of {tuple(layer.weight.shape)} has not, or not there')
+            raise ValueError(f'the selection given for {name} belongs to another architecture, or was made at another '
+                             f'level than {self.level!r}: it names entries that a weight of '
+                             f'{tuple(layer.weight.shape)} has not, or not there')
 
 
 def weights(trunk):

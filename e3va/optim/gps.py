@@ -23,6 +23,7 @@ class Masks:
     def mask(self, trunk):
         """Let only the selected entries of a trunk move; ValueError for a decay, which moves the others too."""
         self.masked = list(sparse_layers(trunk).values())
+        trunk.tuning.hooked = True
         held = {layer.weight for layer in self.masked}
         for group in self.optimizer.param_groups:
             if group.get('weight_decay') and any(parameter in held for parameter in group['params']):

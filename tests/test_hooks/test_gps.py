@@ -119,6 +119,16 @@ def test_one_pass_over_the_training_data(make, loop):
     assert selected(runner.model) and runner.model.backbone.tuning.hooked
 
 
+def test_a_last_batch_that_is_not_full_is_left_out(make):
+    """As in the public code: a batch norm of the head cannot take one image."""
+    with pytest.raises(KeyboardInterrupt):
+        make(batch_size=3, views=1, hooks=[Interrupt(0)]).train()
+    assert len(numbers()) == 1 + 6 + 2                                  # to look, to select, the first batch
+    with pytest.raises(KeyboardInterrupt):
+        make(batch_size=12, views=1, hooks=[Interrupt(0)]).train()
+    assert len(numbers()) == 1 + 8 + 2                                  # of one batch all there is
+
+
 def numbers():
     """Of the images that were loaded since the last call."""
     found = [number for number, _ in READ]
@@ -155,10 +165,12 @@ def test_what_it_selects_by_hand(make):
     assert same(kept, want)
 
 
-@pytest.mark.parametrize('method', [dict(), dict(level='net', k=2)])
-def test_resume_is_exact_and_selects_once(make, method):
+@pytest.mark.parametrize('method,buffers', [
+    (dict(), False), (dict(level='net', k=2), False), (dict(level='net'), True),
+    (dict(level='net', mode='mask'), False)])
+def test_resume_is_exact_and_selects_once(make, method, buffers):
     """Interrupted in its second epoch, or not: the same weights and moments; the data are read for training only."""
-    ema = dict(type='EMAHook', momentum=0.1)
+    ema = dict(type='EMAHook', momentum=0.1, update_buffers=buffers)
     whole = make(method, hooks=[ema])
     whole.train()
     end = torch.load('run/epoch_2.pth', weights_only=False)

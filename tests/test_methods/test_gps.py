@@ -79,6 +79,16 @@ def test_layer_under_autocast():
     assert torch.equal(ours.values.grad, layer.weight.grad[:, -2:]) and ours.values.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize('shape', [(2, 5, 6), (7, 6)])
+def test_an_in_place_operation_may_follow(shape):
+    """As in mmcv's FFN: relu(x W^T) has the stock layers' gradients."""
+    layer = nn.Linear(6, 4)
+    ours, x = sparse(layer), torch.randn(shape)
+    for module in (ours, layer):
+        projected(nn.ReLU(inplace=True)(module(x))).backward()
+    assert torch.equal(ours.values.grad, layer.weight.grad[:, -2:]) and torch.equal(ours.bias.grad, layer.bias.grad)
+
+
 def read_by(*columns, inputs=64, outputs=9):
     """A sparse layer whose neurons select these inputs in turn, and another one each."""
     layer = SparseLinear(nn.Linear(inputs, outputs))
@@ -312,6 +322,8 @@ def test_sparse_training_is_masked_training(mode):
         from e3va.optim import GPSOptimWrapper
         other = e3va.tune(small_vit(), dict(type='GPS', k=2, mode='mask'))
         select(other, batches(), lambda batch: projected(other(batch)))
+        with pytest.raises(ValueError, match='without its hook'):       # nothing masks as yet
+            other.train()(batches()[0])
         optimizer = adam(other)
         GPSOptimWrapper(optimizer).mask(other)
         steps(other, optimizer, 50)
@@ -517,6 +529,51 @@ def test_any_trunk():
                if not name.endswith(('index', 'values')))
     with pytest.raises(ValueError, match='does not know the blocks of ResNet'):
         MODELS.build(dict(type='e3va.Tuned', trunk='mmdet.ResNet', depth=18, method=dict(type='GPS', without=(0,))))
+
+
+class ByItself(nn.Module):
+    """Reads the weight of its layer without calling it, as BEiT's attention does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.qkv = nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return nn.functional.linear(self.first(x), self.qkv.weight, self.qkv.bias)
+
+
+def test_a_weight_that_is_read_by_itself():
+    """Its selected values would not train; the dense weights of the reference do."""
+    x, ours = torch.randn(3, 6), e3va.tune(ByItself(), 'GPS')
+    with pytest.raises(ValueError, match="entries of qkv: ByItself reads its weight.*mode='mask'"):
+        select(ours, [x], lambda batch: projected(ours(batch)))
+    masked = e3va.tune(ByItself(), dict(type='GPS', mode='mask'))
+    select(masked, [x], lambda batch: projected(masked(batch)))
+    assert selected(masked)
+
+
+def test_layers_that_compute_otherwise():
+    """A convolution that standardises its weight has no entries to train; mmcv's wrappers are plain layers."""
+    from mmcv.cnn.bricks.wrappers import Conv2d
+    from timm.layers import StdConv2d
+    with pytest.raises(ValueError, match='0 of Sequential is a StdConv2d, which computes something else'):
+        e3va.tune(nn.Sequential(StdConv2d(3, 4, 3)), 'GPS')
+    assert sparse_layers(e3va.tune(nn.Sequential(Conv2d(3, 4, 3)), 'GPS'))
+
+
+def test_head_of_a_timm_model_of_any_kind():
+    """It trains whole, also where the trunk is of no family: 512 x 5 + 5."""
+    import timm
+    report = e3va.report(e3va.tune(timm.create_model('resnet18', num_classes=5), 'GPS'))
+    assert report['head'] == 512 * 5 + 5
+
+
+def test_values_for_the_wrong_mode():
+    """Those of a sparse run would be lost among dense weights."""
+    tuned, masked = (build('vit_timm', dict(type='GPS', criterion='magnitude', mode=mode))
+                     for mode in ('sparse', 'mask'))
+    with pytest.raises(ValueError, match="values of a run with mode='sparse' are given"):
+        masked.load_state_dict(tuned.state_dict(), strict=False)
 
 
 def test_untrained_selection():

@@ -273,6 +273,7 @@ WRONG = {                                                       # arguments afte
     '--cfg-options model.backbone.type=ResNet': "unexpected keyword argument 'embed_dims'",
     '--cfg-options model.type=RetinaNetz': 'RetinaNetz is not in the mmdet::model registry',
     '--work-dir detection.py/below': 'the work dir detection.py/below cannot be written',
+    '--cfg-options train_dataloader.dataset.metainfo.classes=["unicorn"]': 'train_dataloader.dataset is empty',
     '--resume gone.pth': 'load_from: there is no checkpoint gone.pth',
     '--cfg-options auto_scale_lr=None --auto-scale-lr': '--auto-scale-lr needs auto_scale_lr',
     '--launcher slurm': '--launcher slurm needs GPUs',

@@ -19,6 +19,7 @@ from e3va.saved_run import read
 from e3va.trunks import FAMILIES
 
 BLOCK = r'((?:stages|layers|blocks)\.\d+(?:\.blocks)?(?:\.\d+)?)\.(.+)'
+TORCH = dict(attn='q, k, v', out_proj='proj')                           # of torch's attention, in mmseg's ViT
 ORDER = ('stem', 'downsample', 'depthwise', 'q, k, v', 'proj', 'fc1', 'fc2')        # as the data flow
 
 
@@ -63,7 +64,8 @@ def place(name):
         return block, 'q, k, v' if 'q' in roles and 'fc1' not in roles else roles[-1]
     if 'conv_dw' in name or 'depthwise' in name:
         return block, 'depthwise'
-    return block, re.sub(r'^(attn\.)+', '', inside[2])
+    part = re.sub(r'^(attn\.)+', '', inside[2])
+    return block, TORCH.get(part, part)
 
 
 def sequence(row):

@@ -42,8 +42,9 @@ def parse(argv):
     args = parser.parse_args(argv)
     if args.epochs is not None and args.epochs < 1:
         parser.error(f'--epochs takes a number of at least 1, not {args.epochs}')
-    if args.size is not None and (args.size < 56 or not args.data):
-        parser.error(f'--size takes a number of at least 56 (four patches) beside --data, not {args.size}')
+    smallest = 28 if args.crops else 56                                  # two and four patches
+    if args.size is not None and (args.size < smallest or not args.data):
+        parser.error(f'--size takes a number of at least {smallest} beside --data, not {args.size}')
     if args.crops and not args.data:
         parser.error('--crops cuts the boxes of a folder: name it by --data')
     if any(not rate > 0 for rate in args.rates) or len(set(args.rates)) < len(args.rates):
