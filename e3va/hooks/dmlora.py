@@ -8,14 +8,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..methods import DMLoRA
 from ..methods.base import choice, integer, number
-from ..methods.dmlora import average, draw, given_otherwise, halve, mixtures, resize, scaled
+from ..methods.dmlora import average, check_start, draw, halve, mixtures, resize, scaled
 from ..optim.dmlora import BranchMixin
 from ..optim.retire import retire
 from ..registry import HOOKS
 from ..tuned import find_tuned
-from .change import change, plain, rewrap
+from .change import change, epoch_length, plain, rewrap
 
 KEY = 'e3va_dmlora'                                                     # of the hook's entry in a checkpoint
+# Options of method and hook that a resumed run shares with the interrupted one, and with its second stage.
+SAME = ('rank', 'branches', 'scale', 'roles', 'share', 'learn_scale', 'by_epoch', 'halving')
+SECOND = ('scale_length', 'scale_lr', 'scale_schedule', 'train_head')
 
 
 @HOOKS.register_module()
@@ -45,14 +48,14 @@ class DMLoRAHook(Hook):
                  scale_schedule='cosine', train_head=False):
         self.every = integer('every', every)
         self.down_to = integer('down_to', down_to)
-        self.by_epoch = by_epoch
+        self.by_epoch = choice('by_epoch', by_epoch, (True, False))
         self.halving = choice('halving', halving, ('dropout', 'average', 'none'))
         if scale_length is not None and scale_length == 0:
             raise ValueError('scale_length is 0: a second stage has at least 1 epoch; for a run without one give None')
         self.scale_length = None if scale_length is None else integer('scale_length', scale_length)
-        self.scale_lr = number('scale_lr', scale_lr, low=0)
+        self.scale_lr = number('scale_lr', scale_lr, low=1e-9)
         self.scale_schedule = choice('scale_schedule', scale_schedule, ('cosine', 'constant'))
-        self.train_head = train_head
+        self.train_head = choice('train_head', train_head, (True, False))
         self.stage = None                                               # 1 or 2; None: not a training
         self.position = 0                                               # of the last step of stage 1, in `every`'s unit
 
@@ -80,8 +83,9 @@ class DMLoRAHook(Hook):
 
     def plan(self, runner, loop):
         """Where the halvings lie and where the second stage begins; lengthen the loop by it."""
-        length = len(runner.train_dataloader)                           # iterations of an epoch
-        self.period = self.every * (length if self.by_epoch and self.iterates else 1)
+        length = epoch_length(runner)
+        each = length if self.by_epoch and self.iterates else 1         # of what the loop counts, in our unit
+        self.period = self.every * each
         self.end = loop.max_iters if self.iterates else loop.max_epochs
         self.end_iter = loop.max_iters
         log, count, unit = runner.logger, self.method.branches, 'epochs' if self.by_epoch else 'iterations'
@@ -99,7 +103,7 @@ class DMLoRAHook(Hook):
                             f'{self.down_to}: it ends with {left} of {count} branches. Take a smaller `every` or a '
                             'longer run')
         if self.scale_length:
-            extra = self.scale_length * (length if self.by_epoch and self.iterates else 1)
+            extra = self.scale_length * each
             if not self.by_epoch and not self.iterates:
                 extra, rest = divmod(extra, length)
                 if rest:
@@ -160,6 +164,12 @@ class DMLoRAHook(Hook):
             if self.every_n_train_iters(runner, interval) or self.is_last_train_iter(runner):
                 runner.visualizer.add_scalars(scales(plain(runner.model)), step=runner.iter + 1)
 
+    def after_train(self, runner):
+        if self.stage == 1 and self.scale_length:
+            runner.logger.warning(f'DMLoRA: the training was stopped after iteration {runner.iter}, in its first '
+                                  'stage, so the scales have not been trained. Drop what stops it, e.g. '
+                                  'EarlyStoppingHook, or give scale_length=None')
+
     def change(self, runner, function):
         """Apply `function`, which changes branches and returns what is gone, to the model and to its averages."""
         retire(runner.optim_wrapper.optimizer, change(runner, function))
@@ -169,15 +179,17 @@ class DMLoRAHook(Hook):
         self.stage = 2
         self.change(runner, average)
         model = plain(runner.model)
-        prefix, _ = find_tuned(model)
+        prefix, trunk = find_tuned(model)
+        inside = {f'{prefix}{name}' for name in trunk.tuning.head}      # a timm classifier's
         own = [layer.scale for layer in scaled(model).values()]
         others = [parameter for name, parameter in model.named_parameters()
-                  if self.train_head and parameter.requires_grad and not name.startswith(prefix)]
+                  if self.train_head and parameter.requires_grad
+                  and (name in inside or not name.startswith(prefix))]
         left = {*own, *others}
         for parameter in model.parameters():
             parameter.requires_grad_(parameter in left)
-        self.frozen_norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-        rewrap(runner)
+        rewrap(runner)                                                  # makes each norm anew under sync_bn
+        self.frozen_norms = [module for module in plain(runner.model).modules() if isinstance(module, _BatchNorm)]
         runner.optim_wrapper.restart(own, others, self.scale_lr)
         schedule = dict(type='CosineAnnealingLR', by_epoch=False, end=runner.max_iters - self.end_iter, eta_min=0.)
         runner.param_schedulers = runner.build_param_scheduler([schedule] if self.scale_schedule == 'cosine' else [])
@@ -188,8 +200,13 @@ class DMLoRAHook(Hook):
     # ---- checkpoints
 
     def before_save_checkpoint(self, runner, checkpoint):
-        checkpoint[KEY] = dict(branches=self.method.branches, active=active(plain(runner.model)), stage=self.stage,
-                               position=self.position, end=self.end)
+        names = SAME + SECOND if self.stage == 2 else SAME
+        checkpoint[KEY] = dict(options={name: self.options[name] for name in names}, stage=self.stage, end=self.end,
+                               active=active(plain(runner.model)), position=self.position)
+
+    @property
+    def options(self):
+        return vars(self.method) | vars(self)
 
     def after_load_checkpoint(self, runner, checkpoint):
         """Before a resumed state is loaded: bring model, optimizer and schedule into its shape."""
@@ -197,33 +214,31 @@ class DMLoRAHook(Hook):
             return
         saved = checkpoint.get(KEY)
         if not runner._resume:
-            check_start(plain(runner.model), checkpoint.get('state_dict', checkpoint))
+            check_start(plain(runner.model), checkpoint.get('state_dict', checkpoint), 'load_from')
             return
         if not saved:
             raise ValueError('the checkpoint to resume is not one of DMLoRA: it has no record of branches and stage')
-        if saved['branches'] != self.method.branches:
-            raise ValueError(f'the checkpoint is of a run with branches={saved["branches"]}, and this config has '
-                             f'branches={self.method.branches}: resume with the former')
+        for name, value in saved.get('options', {}).items():       # none in checkpoints of before
+            if value != self.options[name]:
+                raise ValueError(f'the checkpoint is of a run with {name}={value!r}, and this config has '
+                                 f'{name}={self.options[name]!r}: resume with the former')
         if saved['stage'] == 2:
-            if not self.scale_length or saved['end'] != self.end:
+            if saved['end'] != self.end:
                 raise ValueError('the checkpoint is of a second stage that began after '
-                                 f'{saved["end"]} {"iterations" if self.iterates else "epochs"}; resume with the same '
-                                 'train_cfg and a scale_length')
+                                 f'{saved["end"]} {"iterations" if self.iterates else "epochs"}, and by this config it '
+                                 f'begins after {self.end}: resume with the same train_cfg')
             self.second_stage(runner)
             return
+        if self.scale_length and checkpoint['meta']['iter'] > self.end_iter:
+            raise ValueError(f'the checkpoint is of iteration {checkpoint["meta"]["iter"]} of a first stage, and by '
+                             f'this config the second stage begins after {self.end_iter}: resume with a longer '
+                             'train_cfg, or with scale_length=None')
         wanted = self.wanted(saved['position'])
         if saved['active'] != wanted:
             raise ValueError(f'the checkpoint has {saved["active"]} branches left, and by this config there would be '
                              f'{wanted}: resume with the same every, by_epoch, down_to and halving')
         self.change(runner, lambda model: [(parameter, None) for branches in mixtures(model) if len(branches) > 1
                                            for parameter in resize(branches, saved['active'])])
-
-
-def check_start(model, state):
-    """ValueError for weights of a run that has dropped branches: a new run would be without them."""
-    for place, branches, count in given_otherwise(model, state):
-        raise ValueError(f'load_from has {count} branches in {place}, and a new run starts with {len(branches)}: give '
-                         'stock weights (e.g. of e3va.merge), or resume that run')
 
 
 def active(model):

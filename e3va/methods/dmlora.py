@@ -190,6 +190,13 @@ def given_otherwise(model, names):
             if isinstance(branches, Branches) and counts[place] not in (0, len(branches))]
 
 
+def check_start(model, names, source):
+    """ValueError for weights of a run that has dropped branches: a new run would be without them."""
+    for place, branches, count in given_otherwise(model, names):
+        raise ValueError(f'{source} has {count} branches in {place}, and a new run starts with {len(branches)}: give '
+                         'stock weights (e.g. of e3va.merge), or resume that run')
+
+
 @METHODS.register_module()
 class DMLoRA(Method):
     """Low-rank additions in n branches, to linears of the attention or the MLP.
@@ -215,10 +222,10 @@ class DMLoRA(Method):
         super().__init__(train_out_norms)
         self.rank = integer('rank', rank)
         self.branches = integer('branches', branches)
-        self.scale = number('scale', scale)
+        self.scale = number('scale', scale, low=1e-9)                   # at 0 nothing would ever get a gradient
         self.roles = role_names(roles)
         self.share = choice('share', share, (None, 'up', 'down'))
-        self.learn_scale = learn_scale
+        self.learn_scale = choice('learn_scale', learn_scale, (True, False))
 
     def apply(self, trunk, parts):
         downs, ups = (1 if self.share == name else self.branches for name in ('down', 'up'))
@@ -228,6 +235,8 @@ class DMLoRA(Method):
             trunk.get_submodule(name).scale.requires_grad_(self.learn_scale)
 
     def expect(self, trunk, given):
-        """A run drops branches: have as many as come."""
+        """A run drops branches: have as many as come; not from init_cfg, with which a new run starts."""
+        if hasattr(trunk, '_params_init_info'):                         # while mmengine initialises the model
+            check_start(trunk, given, 'init_cfg')
         for _, branches, count in given_otherwise(trunk, given):
             resize(branches, count)

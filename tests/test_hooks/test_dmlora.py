@@ -4,8 +4,12 @@ import json
 from functools import partial
 
 import pytest
+import timm
 import torch
 from mmengine.hooks import Hook
+from mmengine.model import BaseDataPreprocessor, BaseModel
+from torch import nn
+from torch.nn import functional
 
 import e3va
 from e3va.distributed import GlooRunner
@@ -41,9 +45,9 @@ class Watch(Hook):
             norm=model.norm.training))
 
 
-def runner_of(folder, hook=None, method=None, stop=None, wrapper=None, **options):
+def runner_of(folder, hook=None, method=None, stop=None, wrapper=None, model=None, **options):
     hooks = dict(dmlora=dict(type='e3va.DMLoRAHook', **dict(dict(every=1, scale_length=2), **(hook or {}))))
-    return running.runner_of(folder, partial(classifier, **(method or {})), hooks, Watch(stop),
+    return running.runner_of(folder, model or partial(classifier, **(method or {})), hooks, Watch(stop),
                              wrapper=dict(dict(type='e3va.DMLoRAOptimWrapper'), **(wrapper or {})), **options)
 
 
@@ -214,6 +218,47 @@ def test_head_trains_on(tmp_path):
         (0.05, 0.0, 4), (0.01, 0.1, 4)]
 
 
+class Timm(BaseModel):
+    """A tuned classifier of timm, whose head is inside the trunk."""
+
+    def __init__(self):
+        super().__init__(BaseDataPreprocessor())
+        net = timm.create_model('vit_tiny_patch16_224', img_size=64, depth=2, embed_dim=24, num_heads=2, num_classes=3)
+        self.norm, self.net = nn.BatchNorm1d(3), e3va.tune(net, dict(type='DMLoRA', rank=2, branches=BRANCHES))
+
+    def forward(self, inputs, labels, mode='tensor'):
+        out = self.norm(self.net(inputs))
+        return dict(loss=functional.cross_entropy(out, labels)) if mode == 'loss' else list(out)
+
+
+@pytest.mark.parametrize('train_head', [True, False])
+def test_head_inside_the_trunk(tmp_path, train_head):
+    runner = train(tmp_path, hook=dict(train_head=train_head), model=Timm)
+    assert watched(runner)[-1]['trained'] == sorted(
+        (['net.head.bias', 'net.head.weight', 'norm.bias', 'norm.weight'] if train_head else [])
+        + [f'net.blocks.{i}.attn.qkv.scale' for i in range(2)])
+
+
+def test_norms_that_wrapping_makes_anew(tmp_path, monkeypatch):
+    """`sync_bn` replaces them whenever DDP wraps a model: in the second stage the new ones stand still."""
+    monkeypatch.setattr('e3va.hooks.dmlora.rewrap', lambda runner, *_: setattr(
+        runner.model, 'norm', copy.deepcopy(runner.model.norm)))
+    runner = train(tmp_path)
+    assert [row['norm'] for row in watched(runner)] == 6 * [True] + 4 * [False]
+
+
+def test_a_stop_in_the_first_stage_is_said(tmp_path):
+    runner = runner_of(tmp_path)
+
+    class Stop(Hook):
+        def after_train_epoch(self, runner):
+            runner.train_loop.stop_training = True                      # as EarlyStoppingHook
+
+    runner.register_hook(Stop())
+    runner.train()
+    assert 'stopped after iteration 2, in its first stage, so' in next(tmp_path.glob('*/*.log')).read_text()
+
+
 def test_accumulated_gradients_are_stepped_at_the_boundary(tmp_path):
     """Six iterations in fours: the last two are a step of their own; the second stage counts anew."""
     runner = runner_of(tmp_path, wrapper=dict(accumulative_counts=4))
@@ -260,7 +305,8 @@ def test_wrong_input(tmp_path, options, words):
 @pytest.mark.parametrize('options,words', [
     (dict(scale_length=0), 'scale_length is 0'), (dict(scale_length=-1), 'scale_length'), (dict(every=0), 'every'),
     (dict(down_to=0), 'down_to'), (dict(halving='half'), 'halving'), (dict(scale_lr='fast'), 'scale_lr'),
-    (dict(scale_schedule='step'), 'scale_schedule')])
+    (dict(scale_lr=0), 'scale_lr'), (dict(scale_schedule='step'), 'scale_schedule'),
+    (dict(by_epoch='no'), "by_epoch must be one of True, False, not 'no'"), (dict(train_head='no'), 'train_head')])
 def test_wrong_options(options, words):
     from e3va.hooks import DMLoRAHook
     with pytest.raises(ValueError, match=words):
@@ -298,7 +344,12 @@ def checkpoints(tmp_path_factory):
     (5, dict(method=dict(branches=8)), 'a run with branches=4, and this config has branches=8'),
     (2, dict(hook=dict(every=2, scale_length=2)), '2 branches left, and by this config there would be 4'),
     (4, dict(epochs=4), 'second stage that began after 3 epochs'),
-    (5, dict(hook=dict(scale_length=None)), 'second stage that began after 3 epochs')])
+    (5, dict(hook=dict(scale_length=None)), 'a run with scale_length=2, and this config has scale_length=None'),
+    (4, dict(hook=dict(scale_length=4)), 'a run with scale_length=2, and this config has scale_length=4'),
+    (4, dict(hook=dict(train_head=True)), 'a run with train_head=False, and this config has train_head=True'),
+    (1, dict(hook=dict(halving='average')), "a run with halving='dropout', and this config has halving='average'"),
+    (1, dict(method=dict(share='up')), "a run with share=None, and this config has share='up'"),
+    (3, dict(epochs=2), 'iteration 6 of a first stage, and by this config the second stage begins after 4')])
 def test_resume_of_another_run_is_refused(checkpoints, tmp_path, epoch, options, words):
     with pytest.raises(ValueError, match=words):
         train(tmp_path, resume=True, load_from=str(checkpoints / f'epoch_{epoch}.pth'), **options)
@@ -307,6 +358,14 @@ def test_resume_of_another_run_is_refused(checkpoints, tmp_path, epoch, options,
 def test_start_from_a_run_that_has_dropped_branches_is_refused(checkpoints, tmp_path):
     with pytest.raises(ValueError, match='load_from has 2 branches in backbone.*a new run starts with 4'):
         train(tmp_path, load_from=str(checkpoints / 'epoch_2.pth'))
+
+
+@pytest.mark.parametrize('found,asked', [(2, 4), (4, 2)])
+def test_start_by_init_cfg_from_another_number_of_branches_is_refused(tmp_path, found, asked):
+    torch.save(dict(state_dict=classifier(branches=found).backbone.state_dict()), tmp_path / 'run.pth')
+    options = dict(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'run.pth')))
+    with pytest.raises(ValueError, match=f'init_cfg has {found} branches in .*, and a new run starts with {asked}'):
+        train(tmp_path, model=partial(Classifier, dict(type='DMLoRA', rank=2, branches=asked), **options))
 
 
 @pytest.mark.parametrize('epoch', [1, 2, 5])

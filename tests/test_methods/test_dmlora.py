@@ -376,7 +376,8 @@ def test_wrapper_of_a_tuned_config(amp):
 
 def test_refusals():
     for options, words in [(dict(rank=0), 'rank'), (dict(rank=999), 'at most'), (dict(branches=0), 'branches'),
-                           (dict(branches=2.5), 'branches'), (dict(scale='big'), 'scale'), (dict(roles=()), 'roles'),
+                           (dict(branches=2.5), 'branches'), (dict(scale='big'), 'scale'), (dict(scale=0), 'scale'),
+                           (dict(learn_scale='yes'), 'learn_scale'), (dict(roles=()), 'roles'),
                            (dict(share='both'), "share must be one of None, 'up', 'down'")]:
         with pytest.raises(ValueError, match=words):
             build('vit_mmpretrain', dict(type='DMLoRA', **options))

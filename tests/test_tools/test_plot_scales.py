@@ -2,6 +2,7 @@
 import pytest
 import torch
 from mmengine.config import Config
+from torch import nn
 
 import e3va
 from e3va.methods.dmlora import scaled
@@ -19,7 +20,7 @@ def trunk(request):
     return trunk
 
 
-@pytest.mark.parametrize('kind', ['checkpoint', 'delta'])
+@pytest.mark.parametrize('kind', ['checkpoint', 'delta', 'inside'])
 def test_numbers(trunk, tmp_path, capsys, kind):
     path = tmp_path / ('run.pth' if kind == 'checkpoint' else 'delta.safetensors')
     if kind == 'checkpoint':
@@ -27,7 +28,7 @@ def test_numbers(trunk, tmp_path, capsys, kind):
         torch.save(dict(state_dict={f'backbone.{name}': value for name, value in trunk.state_dict().items()},
                         meta=dict(cfg=cfg.pretty_text)), path)
     else:
-        e3va.save_delta(trunk, path)
+        e3va.save_delta(nn.ModuleDict(dict(backbone2=trunk)) if kind == 'inside' else trunk, path)
     plot_scales.main([str(path), '--out', str(tmp_path / 'scales.png')])
     lines = [line.split('\t') for line in capsys.readouterr().out.splitlines()]
     swin = any('w_msa' in name for name in trunk.state_dict())

@@ -10,13 +10,16 @@ from pathlib import Path
 
 from e3va.command_line import one_line_errors
 from e3va.cost.plot import FORMATS, clean, plt
-from e3va.saved_run import read
+from e3va.saved_run import run_of
+
+BLOCK = r'(.*?\d+(?:\.(?:blocks\.)?\d+)?)\.(.*)'                       # and the layer in it
 
 
-def rows(state, roles):
+def rows(state, prefix, roles):
     """(block, role, scale) of each adapted matrix, from the first block to the last.
 
     Args:
+        prefix (str): of the trunk's names, e.g. 'backbone.'.
         roles (sequence of str): those of the method; they name the slices of a fused layer.
     """
     found = []
@@ -24,7 +27,7 @@ def rows(state, roles):
         layer = name.removesuffix('.scale')
         if layer == name or f'{layer}.down.0.0' not in state:
             continue                                                    # another scale
-        block, part = re.fullmatch(r'(.*?\d+(?:\.blocks\.\d+)?)\.(.*)', layer).groups()
+        block, part = re.fullmatch(BLOCK, layer.removeprefix(prefix)).groups()
         fused = [role for role in 'qkv' if role in roles] if layer.endswith('qkv') else []
         labels = fused if len(fused) == len(value) else [f'{part}.{i}' if len(value) > 1 else part
                                                          for i in range(len(value))]
@@ -57,8 +60,9 @@ def main(argv=None):
     with one_line_errors():
         if Path(args.out).suffix not in FORMATS:
             raise ValueError(f'--out {args.out}: the name must end in {", ".join(FORMATS)}')
-        state, method = read(args.checkpoint)
-        found = rows(state, method.get('roles', ('q', 'v')))
+        state, backbone, prefix, _ = run_of(args.checkpoint)
+        method = backbone.get('method') or {}
+        found = rows(state, prefix, method.get('roles', ('q', 'v')))
         if not found:
             raise ValueError(f'{args.checkpoint} holds no scales of DMLoRA: it is of another method, or merged')
         plot(found, method.get('scale', 1.), args.out)

@@ -1,4 +1,4 @@
 # For the demo's few epochs: DMLoRA's scheme E, 8 branches, halved every epoch, 1-stage scalar.
 _base_ = '../../methods/dmlora_scheme_e.py'
-method = dict(branches=8, learn_scale=True)
+method = dict(learn_scale=True)
 default_hooks = dict(dmlora=dict(every=1))

@@ -1,4 +1,3 @@
 # For the demo's few epochs: DMLoRA's scheme E, 8 branches, halved every epoch, then 2 epochs for the scales.
 _base_ = '../../methods/dmlora_scheme_e.py'
-method = dict(branches=8)
 default_hooks = dict(dmlora=dict(every=1, scale_length=2))
