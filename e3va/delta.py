@@ -95,15 +95,19 @@ def load_delta(model, path, base=None):
     """
     tensors, meta = delta_file.read(path)
     prefix, trunk = find_tuned(model)
-    trunk.tuning.method.expect(trunk, {name[len(prefix):]: value for name, value in tensors.items()
-                                       if name.startswith(prefix)})
-    own = delta(model)
+    given = {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}
+    keep = [value for name, value in model.state_dict(keep_vars=True).items()
+            if not name.startswith(prefix) or name[len(prefix):] in trunk.tuning.keys]
+    trial = copy.deepcopy(model, {id(value): value for value in keep})  # so that a load that is refused changes nothing
+    _, tried = find_tuned(trial)
+    tried.tuning.method.expect(tried, given)
+    own = delta(trial)
     wrong = [f'missing {loading.shorten(sorted(set(own) - set(tensors)))}'] if set(own) - set(tensors) else []
     if set(tensors) - set(own):
         wrong.append(f'not in the model: {loading.shorten(sorted(set(tensors) - set(own)))}')
     shapes = [f'{name} {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}'
               for name in own if name in tensors and tensors[name].shape != own[name].shape]
-    if {name: bits for name, (bits, *_) in meta.get('packed', {}).items()} != quantised_entries(model):
+    if {name: bits for name, (bits, *_) in meta.get('packed', {}).items()} != quantised_entries(trial):
         wrong.append('other matrices are quantised, or in other bits')
     if shapes:
         wrong.append(f'other shapes: {loading.shorten(shapes, 3)}')
@@ -114,8 +118,9 @@ def load_delta(model, path, base=None):
         print_log(f'the delta {path} was trained with {name}={theirs!r}, and the model has {name}={ours!r}: where that '
                   'is part of what the method computes, outputs are others', logger='current', level=logging.WARNING)
     find_base(trunk, path, meta, base)
+    trunk.tuning.method.expect(trunk, given)
     with torch.no_grad():
-        for name, value in own.items():
+        for name, value in delta(model).items():
             value.copy_(tensors[name])
     trunk.tuning.fresh.clear()
     trunk.tuning.method.loaded(trunk, frozenset())

@@ -8,6 +8,8 @@ import math
 
 import torch
 
+from .highway import E3VA
+from .layers.quantised import Quantised
 from .methods.routing import route, routing_of
 
 # How a unit is scored from its factors: (w, mean gradient, mean squared gradient) of each, summed over their entries.
@@ -26,7 +28,8 @@ def score(units, criterion, moments=None, seed=0):
     Args:
         units (list of nn.Module): none of them pruned.
         criterion (str): of CRITERIA, or 'random'.
-        moments (dict): {parameter: (mean gradient, mean squared gradient)}, over the steps that are looked at.
+        moments (dict): {parameter: (mean gradient, mean squared gradient)}, over the steps that are looked at; of every
+            parameter, but for 'magnitude' and 'random'.
         seed (int): of 'random'.
 
     Returns:
@@ -34,6 +37,10 @@ def score(units, criterion, moments=None, seed=0):
     """
     if criterion == 'random':
         return torch.rand(len(units), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    without = [one for unit in units for one in unit.parameters() if one not in (moments or {})]
+    if without and criterion != 'magnitude':
+        raise ValueError(f'{len(without)} parameters of the units have no moments, and {criterion!r} is made of them: '
+                         "give (mean gradient, mean squared gradient) of each, or take 'magnitude'")
     sums = []
     for unit in units:
         factors = [(one.detach().double(), *(value.double() for value in (moments or {}).get(one, ())))
@@ -50,7 +57,7 @@ class Plan:
 
     Attributes:
         served_by (list of int): for each position the one whose unit serves it, itself or another; -1: none.
-        scores (Tensor): (n,), the contributions that this follows from.
+        scores (Tensor): (n,), what was compared: the contributions, per entry where units differ in size.
         wanted (int): floor(ratio n); fewer go where a group would lose its last unit.
     """
 
@@ -90,7 +97,10 @@ def plan(scores, groups, sizes, ratio, scope='global', share=True):
     Returns:
         Plan.
     """
-    n, weight = len(scores), [float(one) / size for one, size in zip(scores, sizes)]
+    n = len(scores)
+    if len(set(sizes)) > 1:
+        scores = scores / torch.tensor(sizes)
+    weight = scores.tolist()
     members = {}
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
@@ -118,12 +128,21 @@ def floor(ratio, n):
     return math.floor(round(ratio * n, 9))
 
 
-def alike(trunk, share_scope):
-    """(groups, sizes) of a trunk's units for `plan`: groups have factors of the same shapes, and by request one role.
+def default_share_scope(trunk):
+    """'same_role' in a trunk of several stages; 'global' in one of a single stage, and for E3VA, by stage alone."""
+    staged = len(trunk.tuning.parts.stages(trunk)) > 1
+    return 'same_role' if staged and not isinstance(trunk.tuning.method, E3VA) else 'global'
+
+
+def alike(trunk, share_scope=None):
+    """(groups, sizes) of a trunk's units for `plan`: groups have factors of the same shapes, by 'same_role' one role.
+
+    Args:
+        share_scope (str): 'global' or 'same_role'. Default: see `default_share_scope`.
     """
     units = trunk.tuning.method.units(trunk)
     groups = [tuple((name, tuple(one.shape)) for name, one in unit.named_parameters()) for unit in units.values()]
-    if share_scope == 'same_role':
+    if (share_scope or default_share_scope(trunk)) == 'same_role':
         groups = [(group, trunk.tuning.method.place(trunk, name)[1]) for group, name in zip(groups, units)]
     return groups, [sum(one.numel() for one in unit.parameters()) for unit in units.values()]
 
@@ -154,6 +173,9 @@ def prune(trunk, chosen, checkpoint=None, coefficients=(0.5, 0.5)):
             pairs = [contributions(chosen.scores, server, i) if coefficients == 'scores' else coefficients
                      for i in positions]
             own.copy_(sum(c1 * own + c2 * other for (c1, c2), other in zip(pairs, others)) / len(others))
+        for module in units[server].modules():
+            if isinstance(module, Quantised):
+                module.forget()
     return route(trunk, torch.tensor(chosen.served_by), chosen.scores)
 
 
@@ -167,12 +189,13 @@ def contributions(scores, shared, pruned):
 def rows(trunk):
     """What a picture or a table of a pruned trunk shows, a dict a position.
 
-    Keys: `name` (the position), `block`, `role` (see `Method.place`), `score`, `served_by` (name, or None), `pruned`.
+    Keys: `name` (the position), `block`, `role` (see `Method.place`), `score`, `per_entry` (the score is, as units
+    differ in size), `served_by` (name, or None), `pruned`.
     """
-    table, names = routing_of(trunk), list(trunk.tuning.method.units(trunk))
-    found = []
+    table, units, found = routing_of(trunk), trunk.tuning.method.units(trunk), []
+    names, sizes = list(units), {sum(one.numel() for one in unit.parameters()) for unit in units.values()} - {0}
     for i, (name, k, value) in enumerate(zip(names, table.served_by.tolist(), table.scores.tolist())):
         block, role = trunk.tuning.method.place(trunk, name)
-        found.append(dict(name=name, block=block, role=role, score=value, served_by=None if k < 0 else names[k],
-                          pruned=k != i))
+        found.append(dict(name=name, block=block, role=role, score=value, per_entry=len(sizes) > 1,
+                          served_by=None if k < 0 else names[k], pruned=k != i))
     return found

@@ -44,8 +44,8 @@ def figure_of(rows):
     for side in axes.spines.values():
         side.set_visible(False)
     pruned = sum(row['pruned'] for row in rows)
-    axes.set_title(f'{pruned} of {len(rows)} units pruned (dashed); contributions in {unit:.0e}', fontsize=10,
-                   loc='left')
+    axes.set_title(f'{pruned} of {len(rows)} units pruned (dashed); contributions '
+                   f'{"per entry " if rows[0]["per_entry"] else ""}in {unit:.0e}', fontsize=10, loc='left')
     return figure
 
 

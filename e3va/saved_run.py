@@ -2,21 +2,27 @@
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.runner.checkpoint import _load_checkpoint
+from mmengine.runner.checkpoint import _load_checkpoint, find_latest_checkpoint
 
 from . import delta_file
 
 
 def run_of(path):
-    """What a checkpoint or a delta holds of a run.
+    """What a checkpoint or a delta holds of a run; of a run's folder its last checkpoint.
 
     Returns:
         (state dict, config of the backbone, prefix of the trunk's names, default scope): the config has `trunk` and
         `method`, of a model built without a config it lacks what is not recorded; a delta records no scope.
 
     Raises:
-        ValueError: no file, or a damaged delta.
+        ValueError: no file, a folder without a checkpoint, or a damaged delta.
     """
+    if Path(path).is_dir():
+        recorded = find_latest_checkpoint(str(path))
+        if not recorded:
+            raise ValueError(f'{path} is a folder in which no run has left a checkpoint: give that of a run, or a file')
+        inside = Path(path, Path(recorded).name)                        # it may have moved since
+        path = str(inside) if inside.is_file() else recorded
     if Path(path).suffix == '.safetensors':
         state, meta = delta_file.read(path)
         backbone = dict(meta['trunk']['config'] or {}, method=meta['method'])

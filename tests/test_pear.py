@@ -2,6 +2,8 @@
 import copy
 import math
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,6 +52,8 @@ def test_scores_by_hand():
                 gradient=[4, 8], magnitude=[6, 5])
     for criterion, values in want.items():
         assert pear.score(units, criterion, moments).tolist() == values
+    with pytest.raises(ValueError, match="^2 parameters of the units have no moments, and 'taylor' is made of them"):
+        pear.score(units, 'taylor', {a: moments[a], b: moments[b]})
     first, again, other = (pear.score(units, 'random', seed=seed).tolist() for seed in (1, 1, 2))
     assert first == again != other and all(0 <= value < 1 for value in first)
 
@@ -90,7 +94,9 @@ def test_several_groups():
     scores, sizes = torch.tensor([10., 1., 9., 8., 7., 6.]), [100, 100, 1, 1, 1, 1]
     groups = ['large', 'large', 'small', 'small', 'small', 'small']
     # per entry 0.1, 0.01, 9, 8, 7, 6: one of large may go, then the 6 and the 7 of small
-    assert pear.plan(scores, groups, sizes, 0.5).served_by == [0, 0, 2, 3, 2, 3]
+    plan = pear.plan(scores, groups, sizes, 0.5)
+    assert plan.served_by == [0, 0, 2, 3, 2, 3] and plan.pruned == [1, 5, 4]
+    assert plan.scores.tolist() == pytest.approx([0.1, 0.01, 9, 8, 7, 6])
     plan = pear.plan(scores, groups, sizes, 0.9)
     assert plan.served_by == [0, 0, 2, 2, 2, 2] and plan.wanted == 5 and len(plan.pruned) == 4
     # a third of each: none of two, one of four
@@ -108,11 +114,19 @@ def test_groups_of_a_swin():
     groups, _ = pear.alike(trunk, 'same_role')
     places = list(zip(groups, stage, roles))
     assert all((a == b) == (i == j and p == q) for a, i, p in places for b, j, q in places)
+    assert pear.alike(trunk)[0] == groups
     for scope in ('global', 'group'):
         for ratio in (0.5, 0.9):
             served = pruned('swin_mmdet', 'lora', ratio, scope=scope)[2].served_by
             assert all(stage[i] == stage[k] for i, k in enumerate(served))
             assert {stage[k] for k in served} == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize('trunk,method', [('vit_mmpretrain', 'lora'), ('swin_mmdet', 'e3va')])
+def test_roles_share_by_default(trunk, method):
+    """In a trunk of one stage, and on E3VA's highway."""
+    trunk = build(trunk, METHODS[method])
+    assert pear.alike(trunk) == pear.alike(trunk, 'global') != pear.alike(trunk, 'same_role')
 
 
 # ---- the knowledge checkpoint
@@ -148,6 +162,20 @@ def test_knowledge_checkpoint(method, ratio, checkpoint, coefficients):
                 want = sum(each) / len(each)
             torch.testing.assert_close(now.detach(), want)
     assert several or ratio == 0.5
+
+
+@pytest.mark.parametrize('checkpoint', ['da', 'sba'])
+def test_knowledge_checkpoint_of_a_loaded_delta(tmp_path, checkpoint):
+    """In evaluation too, the servers compute with the mean and deviation of what they have become."""
+    _, tuned = pair('vit_mmpretrain', METHODS['bi_lora'], stirred=True)
+    e3va.save_delta(tuned, tmp_path / 'delta.safetensors')
+    tuned = e3va.load_delta(pair('vit_mmpretrain', METHODS['bi_lora'])[1], tmp_path / 'delta.safetensors').eval()
+    plan = pear.plan(torch.arange(8.), *pear.alike(tuned), 0.5)
+    pear.prune(tuned, plan, checkpoint)
+    for unit in list(units_of(tuned).values())[4:]:
+        w = unit.down.detach()
+        z = (w - w.mean()) / (w.std() + 1e-5)
+        torch.testing.assert_close(unit.value('down'), 0.67449 * z.sign() * w.std() + w.mean(), rtol=1e-4, atol=1e-5)
 
 
 # ---- routes
@@ -293,7 +321,34 @@ def test_tables_that_do_not_fit():
         build('vit_mmpretrain', METHODS['adaptformer']).load_state_dict(state, strict=False)
     with pytest.raises(ValueError, match='pruned otherwise than this one'):
         pruned('vit_mmpretrain', 'lora', seed=7)[1].load_state_dict(state)
+    with pytest.raises(ValueError, match='of a trunk that was not pruned, and this one was'):
+        tuned.load_state_dict(build('vit_mmpretrain', METHODS['lora']).state_dict(), strict=False)
+    tuned.load_state_dict(build('vit_mmpretrain').state_dict(), strict=False)      # the trunk's alone are welcome
     state = dict(state, **{'pear.served_by': torch.full((12,), 3, dtype=torch.int32)})
     state['pear.served_by'][3] = 5
     with pytest.raises(ValueError, match='damaged'):
         build('vit_mmpretrain', METHODS['lora']).load_state_dict(state, strict=False)
+
+
+@pytest.mark.parametrize('method,words', [
+    ('lora', 'the trunk that .* was trained on was not found'),
+    (dict(type='LoRA', rank=3, roles=('q', 'v', 'proj')), 'other shapes')])
+def test_a_refused_delta_changes_nothing(tmp_path, method, words):
+    """Of another trunk, or of other shapes: the model has all its units, with their values."""
+    e3va.save_delta(pruned('vit_mmpretrain', 'lora')[1], tmp_path / 'delta.safetensors')
+    model = build('vit_mmpretrain', METHODS.get(method) if isinstance(method, str) else method, seed=9)
+    stir(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=words):
+        e3va.load_delta(model, tmp_path / 'delta.safetensors')
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_recipe_of_the_readme():
+    """As it is printed: 12 of 24 pairs (A, B) go."""
+    text = (Path(__file__).parents[1] / 'configs/pear/README.md').read_text()
+    recipe, = (code for code in re.findall('```python\n(.*?)```', text, re.S) if 'moments' in code)
+    names = {}
+    exec(recipe, names)
+    assert len(names['gone']) == 24 and len(set(routing_of(names['trunk']).served_by.tolist())) == 12

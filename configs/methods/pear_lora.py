@@ -1,6 +1,6 @@
 # Pear (Zhong and Zhou, arXiv:2409.19733) on LoRA: after ten epochs the half of the pairs (A, B) that contributes least
 # is pruned, and the best ones serve in its place. Not quantised, rank 8 on q and v, as in Fig. 3 (where no rank is
-# given). ViT-B: 294,912 parameters in the warm-up, then 147,456.
+# given). ViT-B: 294,912 parameters in the warm-up, then 147,456. On Swin a pair serves within its stage and role.
 # In a loop that counts iterations `warmup` stays epochs, or takes `by_epoch=False`.
 _base_ = './lora.py'
 optim_wrapper = dict(type='e3va.PearOptimWrapper')

@@ -1,7 +1,8 @@
 # python tools/train.py configs/pear/cascade_swin_b_coco_pear_lora.py
 # bash tools/dist_train.sh configs/pear/cascade_swin_b_coco_pear_lora.py 8
 #
-# Pear on LoRA (rank 8, q and v), instance segmentation on COCO: Cascade Mask R-CNN, Swin-B. Shared within a stage.
+# Pear on LoRA (rank 8, q and v), instance segmentation on COCO: Cascade Mask R-CNN, Swin-B. Shared within a stage
+# and role.
 # Expect: not measured by us; the paper has no dense task.
 # Source: Zhong and Zhou, arXiv:2409.19733, section 2. The warm-up is ours,
 # a tenth of the run, as the paper has it.

@@ -1,7 +1,8 @@
 # python tools/train.py configs/pear/upernet_swin_l_ade20k_pear_lora.py
 # bash tools/dist_train.sh configs/pear/upernet_swin_l_ade20k_pear_lora.py 8
 #
-# Pear on LoRA (rank 8, q and v), semantic segmentation on ADE20K: UPerNet, Swin-L. Shared within a stage.
+# Pear on LoRA (rank 8, q and v), semantic segmentation on ADE20K: UPerNet, Swin-L. Shared within a stage
+# and role.
 # Expect: not measured by us; the paper has no dense task.
 # Source: Zhong and Zhou, arXiv:2409.19733, section 2. The warm-up is ours,
 # a tenth of the run, as the paper has it.

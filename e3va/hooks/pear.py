@@ -1,4 +1,7 @@
 """When Pear looks at the gradients and when it prunes; `e3va/pear.py` says how."""
+import math
+from functools import partial
+
 import torch
 from mmengine.dist import all_reduce, broadcast, broadcast_object_list
 from mmengine.hooks import Hook
@@ -6,13 +9,14 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner.base_loop import BaseLoop
 
 from .. import pear
+from ..delta import differences
 from ..methods.base import choice, integer, number
-from ..methods.routing import TABLE, route, routing_of
+from ..methods.routing import TABLE, follow_routing, routing_of
 from ..optim.pear import MomentsMixin
 from ..optim.retire import retire
 from ..registry import HOOKS
 from ..tuned import find_tuned
-from .change import change, plain, rewrap
+from .change import change, epoch_length, plain, rewrap
 
 KEY = 'e3va_pear'                                                       # of the hook's entry in a checkpoint
 
@@ -26,7 +30,8 @@ class PearHook(Hook):
 
     Args:
         warmup (int): length of the warm-up, 10 epochs in the paper.
-        ratio (float): of the units that are pruned; 0.5 in the paper. 0: none, the training is the method's own.
+        ratio (float): of the units that are pruned; 0.5 in the paper. 0, and what is less than one unit: none, the
+            training is the method's own.
         by_epoch (bool): `warmup` counts epochs, also in a loop that counts iterations itself; False: iterations.
         criterion (str): what a unit's contribution is, with the mean g of its gradients: 'taylor', the sum of |w g|;
             'taylor_sum', |sum of w g|; 'fisher', the sum of w^2 times the mean of the squared gradients; 'gradient', of
@@ -36,31 +41,33 @@ class PearHook(Hook):
             the shared and of the pruned unit in the sum of their contributions.
         scope (str): the weakest units go of all ('global') or of each group ('group').
         share_scope (str): a unit serves in place of those of the same shapes ('global', the group), or of the same
-            shapes and role ('same_role'). One of each group stays.
+            shapes and role ('same_role'). One of each group stays. Default: 'same_role' in a trunk of several stages;
+            'global' in one of a single stage, and for E3VA.
         share (bool): False is vanilla pruning: the positions are left without a unit.
     """
 
     priority = 'HIGHEST'                                                # before EMAHook loads
 
     def __init__(self, warmup=10, ratio=0.5, by_epoch=True, criterion='taylor', checkpoint=None,
-                 coefficients=(0.5, 0.5), scope='global', share_scope='global', share=True):
+                 coefficients=(0.5, 0.5), scope='global', share_scope=None, share=True):
         self.warmup = integer('warmup', warmup)
         self.ratio = number('ratio', ratio)
         if not 0 <= ratio < 1:
             raise ValueError(f'ratio must be a number of at least 0 and below 1, not {ratio!r}: it is the part of the '
                              'units that is pruned, e.g. 0.5')
-        self.by_epoch = by_epoch
+        self.by_epoch = choice('by_epoch', by_epoch, (True, False))
         self.criterion = choice('criterion', criterion, (*pear.CRITERIA, 'random'))
         self.checkpoint = choice('checkpoint', checkpoint, (None, 'da', 'sba'))
         self.coefficients = coefficients if coefficients == 'scores' else both(coefficients)
         self.scope = choice('scope', scope, ('global', 'group'))
-        self.share_scope = choice('share_scope', share_scope, ('global', 'same_role'))
-        self.share = share
+        self.share_scope = choice('share_scope', share_scope, (None, 'global', 'same_role'))
+        self.share = choice('share', share, (True, False))
         if checkpoint and not share:
             raise ValueError(f'checkpoint={checkpoint!r} adds what is pruned to what takes its place, and share=False '
                              'lets nothing take it; drop one of them')
         self.options = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
         self.end = None                                                 # iteration of the pruning; None: not a training
+        self.idle = False                                               # no unit is to be pruned
         self.done = False
 
     # ---- before the first step
@@ -69,15 +76,21 @@ class PearHook(Hook):
         if self.end is not None or not isinstance(runner._train_loop, BaseLoop):        # only tested
             return
         method, log = self.units_of(plain(runner.model)), runner.logger
+        trunk = find_tuned(plain(runner.model))[1]
+        self.share_scope = self.options['share_scope'] = self.share_scope or pear.default_share_scope(trunk)
         if not isinstance(runner.optim_wrapper, MomentsMixin):
             raise ValueError(f'PearHook needs an optimizer wrapper that reads gradients, not '
                              f"{type(runner.optim_wrapper).__name__}: set optim_wrapper.type='e3va.PearOptimWrapper', "
                              "or 'e3va.AmpPearOptimWrapper'")
-        length, unit = len(runner.train_dataloader), 'epochs' if self.by_epoch else 'iterations'
+        length, unit = epoch_length(runner), 'epochs' if self.by_epoch else 'iterations'
         self.end = self.warmup * length if self.by_epoch else self.warmup
         self.begin = max(0, self.end - length)
-        if self.ratio == 0:
-            log.warning(f'Pear: ratio=0 prunes nothing: this is a training of plain {method}')
+        groups, sizes = pear.alike(trunk, self.share_scope)
+        self.idle = not pear.plan(torch.zeros(len(sizes)), groups, sizes, self.ratio, self.scope).wanted
+        if self.idle:
+            most = max(map(groups.count, groups)) if self.scope == 'group' else len(groups)
+            log.warning(f'Pear: ratio={self.ratio:g} prunes nothing: this is a training of plain {method}. Of {most} '
+                        f'units the smallest ratio that prunes one is {math.ceil(1e4 / most) / 1e4:g}')
             return
         if self.end >= runner.max_iters:
             raise ValueError(f'the warm-up of Pear, {self.warmup} {unit}, is not shorter than the run, '
@@ -105,7 +118,7 @@ class PearHook(Hook):
 
     @property
     def waits(self):
-        return self.end is not None and self.ratio > 0 and not self.done
+        return self.end is not None and not self.idle and not self.done
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if not self.waits:
@@ -134,22 +147,19 @@ class PearHook(Hook):
                              f'{self.end}, so all contributions are 0. Do the units train (rate above 0, a step within '
                              "these iterations), and is a loss reached from them? criterion='magnitude' needs none")
         wrapper.watch([])
-        return pear.plan(scores, *pear.alike(trunk, self.share_scope), self.ratio, self.scope, self.share)
+        groups, sizes = pear.alike(trunk, self.share_scope)
+        if self.criterion == 'random':
+            sizes = [1] * len(sizes)                                    # a draw is none of entries
+        return pear.plan(scores, groups, sizes, self.ratio, self.scope, self.share)
 
     def prune(self, runner, chosen):
         """Carry out a plan, and say so."""
         before = trained_bytes(runner)
-        self.settle(runner, lambda trunk: pear.prune(trunk, chosen, self.checkpoint, self.coefficients))
+        settle(runner, lambda trunk: pear.prune(trunk, chosen, self.checkpoint, self.coefficients))
+        self.done = True
         runner.logger.info('Pear: weights, gradients and optimizer state of method and heads: '
                            f'{before:,} bytes in the warm-up, {trained_bytes(runner):,} from here on')
         self.tell(runner, chosen)
-
-    def settle(self, runner, function):
-        """Change the trunk and its averages by `function`, which returns what is gone; optimizer and DDP follow."""
-        self.done = True
-        gone = change(runner, lambda model: function(find_tuned(model)[1]))
-        retire(runner.optim_wrapper.optimizer, [(parameter, None) for parameter in gone])
-        rewrap(runner)
 
     def tell(self, runner, chosen):
         """The log and the picture of who serves whom."""
@@ -158,7 +168,8 @@ class PearHook(Hook):
         trunk, log = find_tuned(plain(runner.model))[1], runner.logger
         rows = pear.rows(trunk)
         log.info(f'Pear: {len(chosen.pruned)} of {len(rows)} units are pruned before iteration {runner.iter + 1}'
-                 f'{f", with {self.checkpoint.upper()}" if self.checkpoint else ""}; contributions in brackets')
+                 f'{f", with {self.checkpoint.upper()}" if self.checkpoint else ""}; contributions '
+                 f'{"per entry " if rows[0]["per_entry"] else ""}in brackets')
         if len(chosen.pruned) < chosen.wanted:
             log.warning(f'Pear: {chosen.wanted} were to be pruned; of each group of equal units one stays')
         scores = {row['name']: row['score'] for row in rows}
@@ -173,7 +184,9 @@ class PearHook(Hook):
     def before_save_checkpoint(self, runner, checkpoint):
         if self.end is not None:
             wrapper = runner.optim_wrapper
-            checkpoint[KEY] = dict(options=self.options, done=self.done, steps=wrapper.steps, sums=wrapper.sums)
+            method = find_tuned(plain(runner.model))[1].tuning.method.config
+            checkpoint[KEY] = dict(options=self.options, method=method, done=self.done, steps=wrapper.steps,
+                                   sums=wrapper.sums)
 
     def after_load_checkpoint(self, runner, checkpoint):
         """Before a resumed state is loaded: bring model and optimizer into its shape."""
@@ -183,16 +196,19 @@ class PearHook(Hook):
         if not saved:
             raise ValueError('the checkpoint to resume is not one of Pear: it has no record of the contributions; '
                              'start a new run, or drop the hook')
+        prefix, trunk = find_tuned(plain(runner.model))
         others = [f'{name}={value!r} instead of {self.options.get(name)!r}' for name, value in saved['options'].items()
                   if value != self.options.get(name)]
+        if 'method' in saved:                                           # else of a version that did not record it
+            types = saved['method']['type'], trunk.tuning.method.config['type']
+            found = differences(saved['method'], trunk.tuning.method) if len(set(types)) == 1 else dict(method=types)
+            others += [f'{name}={theirs!r} instead of {ours!r}' for name, (theirs, ours) in found.items()]
         if others:
             raise ValueError(f'the checkpoint to resume is of a run of Pear with {", ".join(others)}: resume with the '
                              'same options')
         if saved['done']:
-            prefix, _ = find_tuned(plain(runner.model))
-            table, scores = (checkpoint['state_dict'][f'{prefix}{TABLE}.{name}'].cpu()
-                             for name in ('served_by', 'scores'))
-            self.settle(runner, lambda trunk: route(trunk, table, scores))
+            settle(runner, partial(follow_routing, given=table_of(checkpoint['state_dict'], prefix)))
+            self.done = True
         elif saved['steps']:
             wrapper = runner.optim_wrapper
             wrapper.watch(factors(runner.model))
@@ -212,6 +228,23 @@ class VanillaPruning(PearHook):
         super().__init__(warmup, ratio, by_epoch, criterion, scope=scope, share=False)
 
 
+def settle(runner, function):
+    """Change the trunk and its averages by `function`; optimizer and DDP follow where parameters go."""
+    change(runner, lambda model: function(find_tuned(model)[1]))
+    held, optimizer = set(runner.model.parameters()), runner.optim_wrapper.optimizer
+    gone = [(one, None) for group in optimizer.param_groups for one in group['params'] if one not in held]
+    if gone:
+        retire(optimizer, gone)
+        rewrap(runner)
+
+
+def table_of(state, prefix=''):
+    """Of a state dict what says who serves whom in the trunk whose names begin with `prefix`, by the trunk's own names.
+    """
+    place = f'{prefix}{TABLE}.'
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(place)}
+
+
 def factors(model):
     """The parameters of all units of a model."""
     trunk = find_tuned(plain(model))[1]
@@ -229,6 +262,9 @@ def trained_bytes(runner):
 
 def both(coefficients):
     """The option `coefficients` as (C_1, C_2)."""
-    if isinstance(coefficients, str) or len(coefficients) != 2:
+    if not isinstance(coefficients, (tuple, list)) or len(coefficients) != 2:
         raise ValueError(f"coefficients are C_1 and C_2, e.g. (0.5, 0.5), or 'scores', not {coefficients!r}")
-    return tuple(number('coefficients', value) for value in coefficients)
+    found = tuple(number('coefficients', value) for value in coefficients)
+    if not any(found):
+        raise ValueError('coefficients are both 0, which would make every shared unit 0: give e.g. (0.5, 0.5)')
+    return found

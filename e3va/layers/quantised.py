@@ -75,6 +75,11 @@ class Quantised(nn.Module):
         code = self.codes[torch.bucketize(z.detach(), self.thresholds)]
         return (code + (z - z.detach())) * std + mean                   # the difference is zero: the code's own bits
 
+    def forget(self):
+        """Drop what a load has recorded, as the floats become others."""
+        for name in self.quantised:
+            getattr(self, f'{name}_statistics').fill_(LIVE)
+
 
 def quantised_entries(model):
     """{name in the model's state_dict: bits} of the quantised parameters of a model."""

@@ -47,6 +47,9 @@ def route(trunk, served_by, scores):
     parts = trunk.tuning.parts
     if parts.ENTRY(trunk) not in trunk.__dict__:                        # else the method goes by blocks already
         checkpoint_once(trunk, parts)
+    if hasattr(trunk, '_params_init_info'):                             # mmengine's init_weights wants it of every one
+        for module in trunk.modules():
+            module._params_init_info = trunk._params_init_info
     return gone
 
 
@@ -54,9 +57,14 @@ def follow_routing(trunk, given):
     """Before a load: prune a trunk as the one was that the state dict `given` comes from; ValueError if it cannot be.
     """
     served_by, scores = given.get(f'{TABLE}.served_by'), given.get(f'{TABLE}.scores')
+    present, units = routing_of(trunk), trunk.tuning.method.units(trunk)
     if served_by is None:
+        emptied = tuple(f'{name}.' for name, unit in units.items() if isinstance(unit, Emptied))
+        if any(name.startswith(emptied) for name in given):
+            raise ValueError('the weights are of a trunk that was not pruned, and this one was: load them into one '
+                             'that is built anew')
         return
-    present, count = routing_of(trunk), len(trunk.tuning.method.units(trunk))
+    count = len(units)
     if served_by.shape != (count,) or scores is None or scores.shape != (count,):
         raise ValueError(f'the weights are of a pruned trunk of {served_by.numel()} positions, and this has {count}: '
                          'build it with the same method, roles and trunk')

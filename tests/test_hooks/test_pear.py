@@ -252,12 +252,14 @@ def test_vanilla_pruning(tmp_path):
     assert_equal(state_of(runner), state_of(other))
 
 
-def test_a_ratio_of_zero_says_so(tmp_path):
-    pruned, stock = train(tmp_path / 'a', hook=dict(ratio=0)), running.runner_of(
+@pytest.mark.parametrize('ratio', [0, 0.1])
+def test_a_ratio_of_no_unit_says_so(tmp_path, ratio):
+    pruned, stock = train(tmp_path / 'a', hook=dict(ratio=ratio)), running.runner_of(
         tmp_path / 'b', partial(Classifier, LORA), {}, Watch(), wrapper=dict(type='OptimWrapper'))
     stock.train()
     assert_equal(state_of(pruned), state_of(stock))
-    assert 'ratio=0 prunes nothing: this is a training of plain LoRA' in log_of(tmp_path / 'a')
+    assert f'ratio={ratio} prunes nothing: this is a training of plain LoRA' in log_of(tmp_path / 'a')
+    assert 'Of 8 units the smallest ratio that prunes one is 0.125' in log_of(tmp_path / 'a')
 
 
 @pytest.mark.parametrize('options,words', [
@@ -278,7 +280,10 @@ def test_wrong_input(tmp_path, options, words):
     (dict(ratio=1.5), 'ratio'), (dict(ratio='half'), 'ratio'), (dict(warmup=0), 'warmup'),
     (dict(criterion='loss'), 'criterion'), (dict(checkpoint='last'), 'checkpoint'), (dict(scope='stage'), 'scope'),
     (dict(share_scope='layer'), 'share_scope'), (dict(coefficients=(1,)), 'C_1 and C_2'),
-    (dict(coefficients='score'), 'C_1 and C_2'), (dict(checkpoint='da', share=False), 'drop one of them')])
+    (dict(coefficients='score'), 'C_1 and C_2'), (dict(coefficients=0.5), 'C_1 and C_2'),
+    (dict(coefficients=None), 'C_1 and C_2'), (dict(coefficients=(0, 0)), 'coefficients are both 0'),
+    (dict(coefficients=(1, 'b')), 'coefficients'), (dict(by_epoch='no'), 'by_epoch'), (dict(share='no'), 'share must'),
+    (dict(checkpoint='da', share=False), 'drop one of them')])
 def test_wrong_options(options, words):
     from e3va.hooks import PearHook
     with pytest.raises(ValueError, match=words):
@@ -300,6 +305,27 @@ def test_resume_with_other_options_is_refused(checkpoints, tmp_path, epoch, hook
         train(tmp_path, resume=True, load_from=str(checkpoints / f'epoch_{epoch}.pth'), hook=hook)
 
 
+@pytest.mark.parametrize('epoch', [1, 2])
+@pytest.mark.parametrize('method,words', [
+    (dict(LORA, alpha=8), 'alpha=2 instead of 8'), (dict(LORA, rank=3), 'rank=2 instead of 3'),
+    (dict(LORA, bits=1), 'bits=32 instead of 1'), (dict(LORA, dropout=0.3), 'dropout=0.* instead of 0.3'),
+    (dict(LORA, roles=('q', 'k')), r"roles=\('q', 'v'\) instead of \('q', 'k'\)"),
+    (METHODS['adapter'], "method='LoRA' instead of 'Adapter'")])
+def test_resume_with_another_method_is_refused(checkpoints, tmp_path, epoch, method, words):
+    with pytest.raises(ValueError, match=f'of a run of Pear with .*{words}.*: resume with the same options'):
+        train(tmp_path, resume=True, load_from=str(checkpoints / f'epoch_{epoch}.pth'), method=method)
+
+
+def test_resume_of_an_older_version(checkpoints, tmp_path):
+    """Its checkpoints have no record of the method."""
+    state = torch.load(checkpoints / 'epoch_2.pth', weights_only=False)
+    del state['e3va_pear']['method']
+    torch.save(state, tmp_path / 'old.pth')
+    runner = train(tmp_path, resume=True, load_from=str(tmp_path / 'old.pth'))
+    last = torch.load(checkpoints / 'epoch_3.pth', weights_only=False)['state_dict']
+    assert_equal(dict(runner.model.state_dict()), last)
+
+
 def test_resume_of_another_run_is_refused(tmp_path):
     stock = running.runner_of(tmp_path / 'a', partial(Classifier, LORA), {}, Watch(), wrapper=dict(type='OptimWrapper'))
     stock.train()
@@ -310,6 +336,39 @@ def test_resume_of_another_run_is_refused(tmp_path):
 def test_start_from_pruned_weights_is_refused(checkpoints, tmp_path):
     with pytest.raises(ValueError, match='a run that has pruned already'):
         train(tmp_path, load_from=str(checkpoints / 'epoch_2.pth'))
+
+
+def plain_run(folder, model=partial(Classifier, LORA), **options):
+    """A run of LoRA that knows nothing of Pear, with the hook that every run has."""
+    return running.runner_of(folder, model, dict(report=dict(type='e3va.ReportHook')), Watch(),
+                             wrapper=dict(type='OptimWrapper'), **options)
+
+
+@pytest.mark.parametrize('ema', [False, True])
+def test_pruned_weights_in_a_plain_run(checkpoints, tmp_path, ema):
+    """It trains the units that are left (`Watch` looks at the optimizer), and resumes exactly."""
+    options = dict(ema=ema, epochs=2)
+    whole = plain_run(tmp_path / 'a', load_from=str(checkpoints / 'epoch_2.pth'), **options)
+    whole.train()
+    assert [row['own'] for row in watched(whole).rows] == [4] * 4
+    resumed = plain_run(tmp_path / 'b', resume=True, load_from=str(tmp_path / 'a/epoch_1.pth'), **options)
+    resumed.train()
+    assert len(watched(resumed).rows) == 2
+    assert_equal(state_of(whole), state_of(resumed))
+
+
+def test_pruned_weights_by_init_cfg(checkpoints, tmp_path):
+    weights = dict(type='Pretrained', checkpoint=str(checkpoints / 'epoch_2.pth'), prefix='backbone.')
+    runner = plain_run(tmp_path, partial(Classifier, LORA, init_cfg=weights), ema=True, epochs=1)
+    runner.train()
+    assert [row['own'] for row in watched(runner).rows] == [4] * 2
+
+
+@pytest.mark.parametrize('epoch', [1, 2])
+def test_resume_without_the_hook_is_refused(checkpoints, tmp_path, epoch):
+    runner = plain_run(tmp_path, resume=True, load_from=str(checkpoints / f'epoch_{epoch}.pth'))
+    with pytest.raises(ValueError, match='of a run of Pear, and this one is without its hook'):
+        runner.train()
 
 
 def test_testing_takes_what_the_checkpoint_has(checkpoints):
@@ -353,3 +412,16 @@ def test_two_processes(tmp_path):
         for name in want:
             assert torch.equal(both[0][name], both[1][name]), name
             torch.testing.assert_close(both[0][name], want[name], rtol=1e-4, atol=1e-6)
+
+
+def start_in_each(rank, folder):
+    runner = plain_run(folder / 'two', kind=GlooRunner, launcher='pytorch', batch=BATCH // 2, epochs=1,
+                       load_from=str(folder / 'epoch_2.pth'))
+    runner.train()
+    torch.save([row['own'] for row in watched(runner).rows], folder / f'rows_{rank}.pth')
+
+
+def test_pruned_weights_in_two_processes(checkpoints):
+    """DDP, which was there before the weights, does not wait for what they have not."""
+    in_two_processes(start_in_each, checkpoints)
+    assert torch.load(checkpoints / 'rows_0.pth') == torch.load(checkpoints / 'rows_1.pth') == [4, 4]

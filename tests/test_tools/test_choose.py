@@ -1,5 +1,8 @@
 """tools/analysis_tools/choose.py: the best on val by task, and its rows on test."""
 import json
+import re
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +52,18 @@ def test_wrong_input(tmp_path, capsys, rows, words):
     with pytest.raises(SystemExit):
         choose.main([str(tmp_path / 'rows.jsonl'), '--of', METHODS])
     assert words in capsys.readouterr().err
+
+
+def test_rows_of_the_readme(tmp_path, capsys):
+    """The shell function that configs/pear/README.md prints writes the rows that are read here."""
+    text = (Path(__file__).parents[2] / 'configs/pear/README.md').read_text()
+    row = re.search(r'^row\(\) {.*?^}', text, re.S | re.M)[0]
+    for split, folder, value in (('val', 'a_val200', 70.5), ('test', 'a', 69.)):
+        (tmp_path / folder / '20250101_000000/vis_data').mkdir(parents=True)
+        (tmp_path / folder / '20250101_000000/vis_data/scalars.json').write_text(
+            '{"lr": 0.001, "loss": 1.5, "epoch": 100, "step": 1200}\n'
+            f'{{"accuracy/top1": 1.0, "step": 50}}\n{{"accuracy/top1": {value}, "data_time": 0.1, "step": 100}}\n')
+        subprocess.run(['bash', '-c', f'{row}\nrow pear {split} {folder}'], cwd=tmp_path, check=True)
+    choose.main([str(tmp_path / 'results.jsonl'), '--of', 'pear', '--name', 'Pear'])
+    assert json.loads(capsys.readouterr().out) == dict(
+        task='vtab_dtd', method='Pear', seed=0, split='test', value=69., chosen='pear')

@@ -19,16 +19,19 @@ def pruned(trunk, method, **options):
     return trunk
 
 
-@pytest.mark.parametrize('kind', ['checkpoint', 'delta'])
+@pytest.mark.parametrize('kind', ['checkpoint', 'delta', 'folder'])
 def test_rows(tmp_path, capsys, kind):
-    trunk, path = pruned('vit_mmpretrain', LORA), tmp_path / ('run.pth' if kind == 'checkpoint' else 'a.safetensors')
-    if kind == 'checkpoint':
+    trunk, path = pruned('vit_mmpretrain', LORA), tmp_path / ('a.safetensors' if kind == 'delta' else 'run.pth')
+    if kind != 'delta':
         backbone = dict(type='e3va.Tuned', trunk='VisionTransformer', method=LORA, arch=VIT_ARCH, img_size=64)
         cfg = Config(dict(default_scope='mmpretrain', model=dict(backbone=backbone)))
         torch.save(dict(state_dict={f'backbone.{name}': value for name, value in trunk.state_dict().items()},
                         meta=dict(cfg=cfg.pretty_text)), path)
     else:
         e3va.save_delta(trunk, path)
+    if kind == 'folder':                                                # that has moved since
+        (tmp_path / 'last_checkpoint').write_text('/elsewhere/run.pth')
+        path = tmp_path
     plot_pear.main([str(path), '--out', str(tmp_path / 'pear.png')])
     lines = [line.split('\t') for line in capsys.readouterr().out.splitlines() if '\t' in line]
     places = [f'{i} {role}' for i in range(4) for role in 'qv']
@@ -49,12 +52,14 @@ def test_places(trunk, method, roles, first):
     places = [(row['block'], row['role']) for row in rows]
     assert len(places) == len(set(places)) and places[0][0] == first
     assert list(dict.fromkeys(role for _, role in places)) == roles
+    assert {row['per_entry'] for row in rows} == {len(first) > 1}       # stages differ in width
     image = pear_map.draw(rows)
     assert image.ndim == 3 and image.shape[2] == 3 and len({tuple(pixel) for pixel in image.reshape(-1, 3)}) > 5
 
 
 @pytest.mark.parametrize('arguments,words', [
     (['gone.pth'], 'there is no checkpoint gone.pth'), (['other.pth'], 'holds no table of Pear'),
+    (['.'], 'in which no run has left a checkpoint'),
     (['other.pth', '--out', 'pear.txt'], 'must end in .png')])
 def test_wrong_input(tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)

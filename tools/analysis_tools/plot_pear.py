@@ -1,10 +1,11 @@
 r"""Draw which units a run with Pear (or vanilla pruning) has pruned, and which serve in their place.
 
-    python tools/analysis_tools/plot_pear.py CHECKPOINT --out pear.png
+    python tools/analysis_tools/plot_pear.py RUN --out pear.png
 
-A checkpoint of a run (epoch_100.pth), or a delta of one (delta_epoch_100.safetensors). The run itself draws the same at
-its pruning step, to the visualizer. Every position is printed too, a line each: block, role, contribution, and the
-block and role of the unit that serves it.
+The folder of a run, whose last checkpoint is taken, a checkpoint (epoch_100.pth), or a delta of one
+(delta_epoch_100.safetensors). The run itself draws the same at its pruning step, to the visualizer. Every position is
+printed too, a line each: block, role, contribution (per entry where units differ in size), and the block and role of
+the unit that serves it.
 """
 import argparse
 from pathlib import Path
@@ -42,13 +43,13 @@ def rows(state, backbone, scope):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('checkpoint', help='a .pth checkpoint or a .safetensors delta of a run with Pear')
+    parser.add_argument('run', help='a folder, a .pth checkpoint or a .safetensors delta of a run with Pear')
     parser.add_argument('--out', default='pear.png', help='the picture (default: %(default)s)')
     args = parser.parse_args(argv)
     with one_line_errors():
         if Path(args.out).suffix not in FORMATS:
             raise ValueError(f'--out {args.out}: the name must end in {", ".join(FORMATS)}')
-        found = rows(*read(args.checkpoint))
+        found = rows(*read(args.run))
         pear_map.save(found, args.out)
         places = {row['name']: f'{row["block"]} {row["role"]}' for row in found}
         for row in found:
