@@ -2,7 +2,6 @@
 import torch
 from mmengine import dist
 
-from .layers import SparseWeight
 from .loading import shorten
 from .methods.gps import sparse_layers
 from .tuned import find_tuned
@@ -30,8 +29,8 @@ def select(model, batches, loss):
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     count = torch.zeros(2)                                              # used, skipped
-    called, watches = set(), [layer.register_forward_pre_hook(lambda layer, _: called.add(layer))
-                              for layer in trunk.modules() if isinstance(layer, SparseWeight)]
+    called = set()
+    watches = [layer.register_forward_pre_hook(lambda layer, _: called.add(layer)) for layer in layers.values()]
     hooked = trunk.tuning.hooked
     model.requires_grad_(False)
     for layer in layers.values():
@@ -45,7 +44,7 @@ def select(model, batches, loss):
             if value is not None:
                 value.backward()
                 check(layers, value, number, batch)
-                check_calls(trunk, called)
+                check_calls(trunk, layers, called)
         dist.all_reduce(count)
         if not count[0]:
             raise ValueError('GPS cannot select: ' + (
@@ -71,11 +70,11 @@ def select(model, batches, loss):
     return dict(used=int(count[0]), skipped=int(count[1]))
 
 
-def check_calls(trunk, called):
+def check_calls(trunk, layers, called):
     """ValueError, naming the layer, where a weight has a gradient whose layer is not among those `called`."""
     if trunk.tuning.method.mode == 'mask':
         return
-    for name, layer in sparse_layers(trunk).items():
+    for name, layer in layers.items():
         parent = trunk.get_submodule(name.rpartition('.')[0])
         if layer not in called and parent not in called and layer.weight.grad.any():
             raise ValueError(f"GPS cannot train entries of {name}: {type(parent).__name__} reads its weight without "

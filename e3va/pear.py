@@ -144,7 +144,12 @@ def alike(trunk, share_scope=None):
     groups = [tuple((name, tuple(one.shape)) for name, one in unit.named_parameters()) for unit in units.values()]
     if (share_scope or default_share_scope(trunk)) == 'same_role':
         groups = [(group, trunk.tuning.method.place(trunk, name)[1]) for group, name in zip(groups, units)]
-    return groups, [sum(one.numel() for one in unit.parameters()) for unit in units.values()]
+    return groups, [entries(unit) for unit in units.values()]
+
+
+def entries(unit):
+    """Of all factors of a unit; 0 for a position that was emptied."""
+    return sum(one.numel() for one in unit.parameters())
 
 
 @torch.no_grad()
@@ -193,7 +198,7 @@ def rows(trunk):
     differ in size), `served_by` (name, or None), `pruned`.
     """
     table, units, found = routing_of(trunk), trunk.tuning.method.units(trunk), []
-    names, sizes = list(units), {sum(one.numel() for one in unit.parameters()) for unit in units.values()} - {0}
+    names, sizes = list(units), set(map(entries, units.values())) - {0}
     for i, (name, k, value) in enumerate(zip(names, table.served_by.tolist(), table.scores.tolist())):
         block, role = trunk.tuning.method.place(trunk, name)
         found.append(dict(name=name, block=block, role=role, score=value, per_entry=len(sizes) > 1,

@@ -2,7 +2,8 @@
 
     python tools/analysis_tools/plot_scales.py CHECKPOINT --out scales.png
 
-A checkpoint of a run (epoch_110.pth), or a delta of one (delta_epoch_110.safetensors).
+A checkpoint of a run (epoch_110.pth), a delta of one (delta_epoch_110.safetensors), or the run's folder: its last
+checkpoint.
 """
 import argparse
 import re
@@ -54,7 +55,7 @@ def plot(found, start, path):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('checkpoint', help='a .pth checkpoint or a .safetensors delta of a run with DMLoRA')
+    parser.add_argument('checkpoint', help='a .pth checkpoint, a .safetensors delta or the folder of a run with DMLoRA')
     parser.add_argument('--out', default='scales.png', help='the picture (default: %(default)s)')
     args = parser.parse_args(argv)
     with one_line_errors():

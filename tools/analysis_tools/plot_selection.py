@@ -2,9 +2,9 @@
 
     python tools/analysis_tools/plot_selection.py CHECKPOINT --out selection.png
 
-A checkpoint of a run (epoch_100.pth), or a delta of one (delta_epoch_100.safetensors). Printed are, layer by layer,
-its selected entries and, where the file has the weight, their share of it and the inputs that they read: what backward
-needs of the layer's input.
+A checkpoint of a run (epoch_100.pth), a delta of one (delta_epoch_100.safetensors), or the run's folder: its last
+checkpoint. Printed are, layer by layer, its selected entries and, where the file has the weight, their share of it and
+the inputs that they read: what backward needs of the layer's input.
 """
 import argparse
 import re
@@ -119,7 +119,7 @@ def line(row):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('checkpoint', help='a .pth checkpoint or a .safetensors delta of a run with GPS')
+    parser.add_argument('checkpoint', help='a .pth checkpoint, a .safetensors delta or the folder of a run with GPS')
     parser.add_argument('--out', default='selection.png', help='the picture (default: %(default)s)')
     args = parser.parse_args(argv)
     with one_line_errors():
