@@ -3,10 +3,12 @@ from . import compat
 
 compat.install()
 
-from . import delta_scheme, timm_scheme  # noqa: E402, F401 register e3va:// and timm://
+from . import delta_scheme, timm_scheme, trusted  # noqa: E402, F401 register e3va:// and timm://
 from .delta import delta, load_delta, merge, save_delta  # noqa: E402
 from .report import report  # noqa: E402
 from .tuned import tune  # noqa: E402
+
+trusted.install()
 
 __version__ = '0.1.0'
 __all__ = ['delta', 'load_delta', 'merge', 'report', 'save_delta', 'tune']

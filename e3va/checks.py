@@ -48,6 +48,8 @@ def check_weights(cfg):
         if isinstance(init_cfg, dict):
             paths[f'{key}.init_cfg.checkpoint'] = init_cfg.get('checkpoint')
     for key, path in paths.items():
+        if path == '':
+            raise ValueError(f"{key} is '': give a checkpoint, or leave it out (None)")
         if missing(path):
             raise ValueError(f'{key}: there is no checkpoint {path}')
 

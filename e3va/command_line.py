@@ -34,11 +34,20 @@ def config_parser(description):
     return parser
 
 
+def trust_option(parser):
+    """Let a user take a checkpoint that cannot be read as data alone."""
+    parser.add_argument('--trust-checkpoint', action='store_true',
+                        help='read checkpoints by plain pickle, which runs what they ask for: only those of people you '
+                        'trust')
+    return parser
+
+
 def run_parser(description):
     """The same with the arguments of a run: work dir and launcher."""
     parser = config_parser(description)
     parser.add_argument('--work-dir', help='folder of logs and checkpoints (default: work_dirs/CONFIG[_METHOD])')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    trust_option(parser)
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help='set by torch.distributed.launch')
     return parser
 

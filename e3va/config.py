@@ -173,11 +173,12 @@ def prepare(cfg):
         wrapper.type = wrapper.type.replace('Amp', '', 1)
         for option in ('loss_scale', 'dtype', 'use_fsdp'):
             wrapper.pop(option, None)
+    ours = dict(report=dict(type='e3va.ReportHook'))
     if any(backbone.get('type') in TUNED for _, backbone in backbones(cfg.get('model'), 'model')):
-        ours = dict(rng_state=dict(type='e3va.RngStateHook'), report=dict(type='e3va.ReportHook'))
-        cfg.default_hooks = {**ours, **(cfg.get('default_hooks') or {})}
+        ours['rng_state'] = dict(type='e3va.RngStateHook')
         if cfg.get('optim_wrapper'):
             cfg.optim_wrapper.setdefault('constructor', 'e3va.TunedOptimWrapperConstructor')
+    cfg.default_hooks = {**ours, **(cfg.get('default_hooks') or {})}
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(key)
         if not isinstance(loader, dict):

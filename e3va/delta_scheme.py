@@ -3,14 +3,13 @@
 The base is loaded into a stock trunk, checked against the delta's record, and given out with the delta as one ordinary
 checkpoint. So a delta can never meet a random or a wrong trunk, whatever the model is that receives it.
 """
-import copy
+from collections import OrderedDict
 
-from mmengine.registry import MODELS as ROOT
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
-from . import delta_file
-from .delta import find_base, merge
+from . import compat, delta_file, foreign
+from .delta import find_base, inside, merge, recorded_method
 from .layers import QuantisedLinear
 from .tuned import tune
 
@@ -34,22 +33,36 @@ def whole_checkpoint(path, base=None, merged=False):
         dict: `state_dict`, and `meta` with the classes.
     """
     tensors, meta = delta_file.read(path)
-    if meta['trunk']['config'] is None:
+    state, metadata, rest = {}, {}, dict(tensors)
+    for recorded in meta['trunks']:
+        prefix = recorded['prefix']
+        trunk = rebuilt(path, recorded)
+        find_base(trunk, path, recorded, base)
+        stock = {name: value for name, value in trunk.state_dict().items() if name in trunk.tuning.keys}
+        trunk.load_state_dict({**stock, **inside(tensors, prefix)})
+        trunk = merge(trunk) if merged else trunk
+        own = trunk.state_dict()
+        state.update((prefix + name, value) for name, value in own.items())
+        rest = {name: value for name, value in rest.items() if not name.startswith(prefix)}
+        metadata[prefix[:-1]] = own._metadata.get('', {})
+    for name, (bits, out, *width) in meta['packed'].items() if merged else ():
+        if name in rest:                                                # a quantised head: the stock one has its values
+            layer, place = QuantisedLinear(nn.Linear(*width, out), bits).eval(), name.rpartition('.')[0]
+            layer.load_state_dict({key: rest.pop(f'{place}.{key}') for key in layer.state_dict()})
+            rest.update((f'{place}.{key}', value) for key, value in layer.merged().state_dict().items())
+    state = OrderedDict(**state, **rest)
+    state._metadata = metadata                                          # torch's, in which a load finds the method
+    return dict(state_dict=state, meta=dict(dataset_meta=meta['dataset_meta'], e3va=meta))
+
+
+def rebuilt(path, recorded):
+    """The tuned trunk that a delta records, with values still at random; ValueError where it names what is not here."""
+    if recorded['config'] is None:
         raise ValueError(f'{path} was saved from a model that was not built from a config, so its trunk cannot be '
                          'rebuilt; build and tune the model, then call e3va.load_delta')
-    prefix = meta['trunk']['prefix']
-    trunk = tune(ROOT.build(copy.deepcopy(meta['trunk']['config'])), meta['method'])
-    find_base(trunk, path, meta, base)
-    inside = {name[len(prefix):]: value for name, value in tensors.items() if name.startswith(prefix)}
-    stock = {name: value for name, value in trunk.state_dict().items() if name in trunk.tuning.keys}
-    trunk.load_state_dict({**stock, **inside})
-    trunk = merge(trunk) if merged else trunk
-    state = {prefix + name: value for name, value in trunk.state_dict().items()}
-    outside = {name: value for name, value in tensors.items() if not name.startswith(prefix)}
-    for name, (bits, out, width) in meta.get('packed', {}).items() if merged else ():
-        if name in outside:                                             # a quantised head: the stock one has its values
-            layer, place = QuantisedLinear(nn.Linear(width, out), bits).eval(), name.rpartition('.')[0]
-            layer.load_state_dict({key: outside.pop(f'{place}.{key}') for key in layer.state_dict()})
-            outside.update((f'{place}.{key}', value) for key, value in layer.merged().state_dict().items())
-    state.update(outside)
-    return dict(state_dict=state, meta=dict(dataset_meta=meta['dataset_meta'], e3va=meta))
+    compat.patch_mmpretrain()
+    try:
+        return tune(foreign.build_trunk(recorded['config']), recorded_method(recorded['method']),
+                    config=foreign.trunk_config(recorded['config']))
+    except ValueError as error:
+        raise ValueError(f'the model of the delta {path} cannot be rebuilt: {error}') from error

@@ -17,9 +17,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .delta import delta
+from .delta import delta, odd_values
 from .layers import Emptied, served
 from .loading import shorten
+from .methods.base import number
 from .methods.lora import LoRALinear
 from .methods.routing import TABLE
 from .tuned import find_tuned
@@ -96,16 +97,21 @@ def import_peft(model, folder):
     new, wrong = {}, foreign_options(config)
     for name, layer in layers.items():
         keys = [f'{name}.lora_{part}.weight' for part in 'AB']
+        if lone := set(keys) & set(tensors) and set(keys) - set(tensors):
+            wrong.append(f'{name}: {lone.pop()} is missing beside its other half')
+            continue
         if not set(keys) <= set(tensors):
             new.update({f'{name}.pairs.{i}.up': torch.zeros_like(pair.up) for i, pair in layer.pairs.items()})
             continue
         a, b = (tensors.pop(key) for key in keys)
         try:
+            if odd := odd_values([(key, value, layer.weight) for key, value in zip(keys, (a, b))]):
+                raise ValueError('; '.join(odd))
             factors = split(layer, a, b)
+            ratio = scaling(config, name, len(a)) / layer.scale
         except ValueError as error:
             wrong.append(f'{name}: {error}')
             continue
-        ratio = scaling(config, name, len(a)) / layer.scale
         for i, (down, up) in zip(layer.pairs, factors):
             new.update({f'{name}.pairs.{i}.down': down,
                         f'{name}.pairs.{i}.up': up if math.isclose(ratio, 1) else ratio * up})
@@ -113,6 +119,7 @@ def import_peft(model, folder):
         wrong.append(f'it changes none of the layers {shorten(layers, 3)}')
     for name, value in tensors.items():
         if name in trained and value.shape == own[name].shape:
+            wrong += odd_values([(name, value, own[name])])
             new[name] = value
         elif name not in own or not torch.equal(value.to(own[name]), own[name]):    # frozen, and saved along
             wrong.append(f'the model\'s LoRA has no place for {name} {tuple(value.shape)}')
@@ -194,8 +201,12 @@ def whole(value):
 def scaling(config, name, rank):
     """PEFT's factor in front of B A on a layer."""
     patterns = config.get('alpha_pattern') or {}
-    alpha = next((patterns[key] for key in patterns if re.match(rf'(.*\.)?({key})$', name)), config['lora_alpha'])
-    return alpha / (rank ** 0.5 if config.get('use_rslora') else rank)
+    try:
+        alpha = next((patterns[key] for key in patterns if re.match(rf'(.*\.)?({key})$', name)),
+                     config.get('lora_alpha'))
+    except (TypeError, re.error) as error:
+        raise ValueError(f'alpha_pattern={str(patterns):.100} is no table of names and numbers ({error})') from error
+    return number('lora_alpha', alpha) / (rank ** 0.5 if config.get('use_rslora') else rank)
 
 
 def read(folder):
@@ -204,8 +215,10 @@ def read(folder):
         with open(os.path.join(folder, CONFIG)) as file:
             config = json.load(file)
         tensors = {name.removeprefix(ROOT): value for name, value in load_file(os.path.join(folder, TENSORS)).items()}
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise ValueError(f'{folder} is no adapter of PEFT ({CONFIG} and {TENSORS}): {error}') from error
+    if not isinstance(config, dict):
+        raise ValueError(f'{folder} is no adapter of PEFT: its {CONFIG} holds a {type(config).__name__}')
     if config.get('peft_type') != 'LORA':
         raise ValueError(f'{folder} is an adapter of the type {config.get("peft_type")}; e3va reads LORA')
     return config, tensors

@@ -1,9 +1,10 @@
 """What a tuned model trains and what it costs to store."""
-from .delta import is_changed
+from .delta import changed
 from .layers import Int8Linear, SparseWeight
 from .layers.quantised import packed_bytes, quantised_entries
 from .methods.routing import TABLE
-from .tuned import find_tuned
+from .trunks import head_entries
+from .tuned import tuned_trunks
 
 
 class Report(dict):
@@ -41,35 +42,42 @@ class Report(dict):
 
 
 def report(model):
-    """Count what a tuned model (or trunk) trains; see `Report` for the keys. ValueError if it is not tuned."""
-    prefix, trunk = find_tuned(model)
-    tuning = trunk.tuning
-    outside = {name for name, _ in model.named_parameters() if not name.startswith(prefix)}
-    outside |= {prefix + name for name in tuning.head}
-    masked = {module.weight: module.index.numel() for module in trunk.modules() if isinstance(module, SparseWeight)}
+    """Count what a tuned model (or trunk) trains; see `Report` for the keys. ValueError if it is not tuned.
+
+    Of several tuned trunks in a model these are the sums.
+    """
+    trunks = tuned_trunks(model)
+    masked = {module.weight: module.index.numel() for module in model.modules() if isinstance(module, SparseWeight)}
+    heads = {prefix: head_entries(trunk) for prefix, trunk in trunks}
     rows, frozen, frozen_bytes = [], 0, 0
     for name, parameter in model.named_parameters():
         size = parameter.numel() * parameter.element_size()
+        prefix, trunk = next((pair for pair in trunks if name.startswith(pair[0])), (None, None))
+        outside = trunk is None or name[len(prefix):] in heads[prefix]
         if parameter.requires_grad:
-            stock = name[len(prefix):] in tuning.keys
-            part = 'head' if name in outside else 'trunk' if stock else 'method'
+            stock = trunk is not None and name[len(prefix):] in trunk.tuning.keys
+            part = 'head' if outside else 'trunk' if stock else 'method'
             count = masked.get(parameter, parameter.numel())
             rows.append(dict(name=name, shape=tuple(parameter.shape), trained=count, bytes=size, part=part))
-        elif name not in outside:
+        elif not outside:
             frozen, frozen_bytes = frozen + parameter.numel(), frozen_bytes + size
-    for module in trunk.modules():
-        if isinstance(module, Int8Linear):                              # its weight is no parameter
-            frozen += module.levels.numel()
-            frozen_bytes += sum(value.numel() * value.element_size() for value in (module.levels, module.scale))
+    delta_bytes = 0
+    for prefix, trunk in trunks:
+        for module in trunk.modules():
+            if isinstance(module, Int8Linear):                          # its weight is no parameter
+                frozen += module.levels.numel()
+                frozen_bytes += sum(value.numel() * value.element_size() for value in (module.levels, module.scale))
+        bits = quantised_entries(trunk)
+        left = heads[prefix] | {f'{name}_statistics' for name in bits}
+        kept = changed(trunk) - left
+        delta_bytes += sum(
+            packed_bytes(value.numel(), bits[name]) if name in bits else value.numel() * value.element_size()
+            for name, value in trunk.state_dict().items()
+            if name in kept and value.is_floating_point() and not name.startswith(f'{TABLE}.'))
     inside = [row for row in rows if row['part'] != 'head']
-    bits = quantised_entries(trunk)
-    recorded = {f'{name}_statistics' for name in bits}
-    delta_bytes = sum(packed_bytes(value.numel(), bits[name]) if name in bits else value.numel() * value.element_size()
-                      for name, value in trunk.state_dict().items() if name not in tuning.head | recorded
-                      and is_changed(trunk, name) and value.is_floating_point()
-                      and not name.startswith(f'{TABLE}.'))
     return Report(
-        method=type(tuning.method).__name__, trunk=type(trunk).__name__,
+        method=' and '.join(type(trunk.tuning.method).__name__ for _, trunk in trunks),
+        trunk=' and '.join(type(trunk).__name__ for _, trunk in trunks),
         trained=sum(row['trained'] for row in inside), frozen=frozen,
         trained_bytes=sum(row['bytes'] for row in inside), frozen_bytes=frozen_bytes, delta_bytes=delta_bytes,
         head=sum(row['trained'] for row in rows if row['part'] == 'head'), rows=rows)

@@ -2,6 +2,7 @@
 import dataclasses
 import re
 
+import torch
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
 from torch import nn
@@ -11,7 +12,7 @@ from . import compat, loading
 from .methods import Full, Method, build_method
 from .registry import MODELS
 from .surgery import near, rebind
-from .trunks import FAMILIES, family_of
+from .trunks import FAMILIES, family_of, head_entries
 
 
 @dataclasses.dataclass
@@ -24,7 +25,6 @@ class Tuning:
         keys: names in the stock trunk's state_dict.
         modules: names of the stock trunk's modules.
         config: the trunk's config where it was built from one, else None.
-        head: names of a classifier's parameters inside the module (timm), which train under every method.
         fresh: names of frozen parameters of a trunk built from a config that no checkpoint has brought yet.
         loads: reports of the loads so far, latest last.
         hooked: the method's hook is at work (see `Method.hook`).
@@ -35,7 +35,6 @@ class Tuning:
     keys: tuple
     modules: frozenset
     config: dict = None
-    head: frozenset = frozenset()
     fresh: set = dataclasses.field(default_factory=set)
     loads: list = dataclasses.field(default_factory=list)
     hooked: bool = False
@@ -118,20 +117,23 @@ def tune(module, method, config=None):
         raise ValueError(f'a method given twice: {type(module).__name__} has one already; build the trunk anew, or '
                          'take its e3va.merge')
     trunk, family = module, family_of(module)
+    if type(module).__name__ == 'LoRAModel':
+        raise ValueError("mmpretrain's LoRAModel is a method around a trunk already, and renames its entries: give the "
+                         "trunk that is its `module`, with method=dict(type='LoRA', ...)")
     if family is None and isinstance(getattr(module, 'backbone', None), nn.Module):
         trunk, family = module.backbone, family_of(module.backbone)
     if family is None and method.needs_family:
         raise ValueError(f'{type(method).__name__} does not know the trunk {type(trunk).__module__}.'
                          f'{type(trunk).__name__}; it reads the stock classes of: {", ".join(FAMILIES)} (a subclass '
                          "that changes the forward is not one of them; timm models enter a config as "
-                         "trunk='e3va.TimmTrunk'). Full and Fixed take any trunk")
+                         f"trunk='e3va.TimmTrunk'). {features_only(trunk)}Full and Fixed take any trunk")
     if family in method.refused:
         raise ValueError(f'{type(method).__name__} cannot tune a {type(trunk).__name__}: {method.refused[family]}. '
                          'Take another trunk or another method')
     parts = FAMILIES.get(family)
-    head = classifier(trunk, parts)
+    head = head_entries(trunk)                          # of a classifier inside it (timm), which trains
     trunk.tuning = Tuning(method, family, tuple(trunk.state_dict()),
-                          frozenset(name for name, _ in trunk.named_modules()), config, head)
+                          frozenset(name for name, _ in trunk.named_modules()), config)
     if not isinstance(method, Full):
         if hasattr(trunk, 'frozen_stages'):
             trunk.frozen_stages = -1            # the method says what trains; the stock train() would freeze it again
@@ -153,26 +155,34 @@ def tune(module, method, config=None):
     return module
 
 
-def classifier(trunk, parts):
-    """Names of the parameters of a classifier inside the trunk: a timm model says of any family where it is."""
-    if parts:
-        return frozenset(name for name, _ in trunk.named_parameters() if parts.HEAD and re.fullmatch(parts.HEAD, name))
-    found = trunk.get_classifier() if hasattr(trunk, 'get_classifier') else ()
-    held = {id(parameter) for module in (found if isinstance(found, tuple) else (found, )) if module is not None
-            for parameter in module.parameters()}
-    return frozenset(name for name, parameter in trunk.named_parameters() if id(parameter) in held)
+def features_only(trunk):
+    """What to say to who gives timm's `features_only` form of a model, whose parts have other names."""
+    if not hasattr(trunk, 'feature_info') or not type(trunk).__name__.startswith('Feature'):
+        return ''
+    return ("timm's features_only=True puts the model's parts under other names: give timm.create_model without it, "
+            "or, for maps to a neck, e3va's TimmTrunk with out_indices. ")
 
 
+@torch.no_grad()
 def train(trunk, mode=True):
-    """The trunk's own `train`, then: eval for what the method holds in eval, and for every frozen batch norm."""
+    """The trunk's own `train`, then: eval for what the method holds in eval, and for every frozen batch norm.
+
+    A module gets into eval by its own `train(False)`: some make there what they read in eval (attention biases, in
+    LeViT, TinyViT, EfficientFormer). Where such a parameter trains, the module stays in the trunk's mode.
+    """
     trunk.__class__.train(trunk, mode)
-    tuning = trunk.tuning
-    for name, module in trunk.named_modules():
-        if name not in tuning.modules or name == '' or name in tuning.head:
-            continue
-        frozen = isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters())
-        if frozen or tuning.method.trunk_mode == 'eval':
+    tuning, hold = trunk.tuning, mode and trunk.tuning.method.trunk_mode == 'eval'
+    stays = []
+    for name, module in trunk.named_modules():                          # parents in front of what is below them
+        own, trains = loading.trains_its_own_way(module), any(p.requires_grad for p in module.parameters(recurse=False))
+        if not name or name not in tuning.modules or (own and trains):
+            stays.append(module)
+        elif hold and own:
+            module.train(False)
+        elif hold or (isinstance(module, _BatchNorm) and not trains):
             module.training = False
+    for module in stays if hold else ():
+        module.training = mode
     return trunk
 
 
@@ -185,11 +195,22 @@ def demand_hook(trunk, inputs):
                          f"dict(type='{kind}'))")
 
 
+def tuned_trunks(model):
+    """[(prefix, trunk)] of the tuned trunks in a model, e.g. ('backbone.', trunk); ValueError if there is none."""
+    found = [(f'{name}.' if name else '', module) for name, module in model.named_modules()
+             if hasattr(module, 'tuning')]
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no tuned trunk: build it with type='e3va.Tuned' or call "
+                         'e3va.tune')
+    return found
+
+
 def find_tuned(model):
-    """(prefix, trunk) of the tuned trunk in a model, e.g. ('backbone.', trunk); ValueError if there is none."""
-    for name, module in model.named_modules():
-        if hasattr(module, 'tuning'):
-            return (f'{name}.' if name else ''), module
-    raise ValueError(f"{type(model).__name__} has no tuned trunk: build it with type='e3va.Tuned' or call e3va.tune")
-
-
+    """(prefix, trunk) of the one tuned trunk in a model, for what serves one; ValueError if there is none, or several.
+    """
+    found = tuned_trunks(model)
+    if len(found) > 1:
+        names = ', '.join(repr(prefix[:-1]) for prefix, _ in found)
+        raise ValueError(f'{type(model).__name__} has {len(found)} tuned trunks, {names}, and this works on one: give '
+                         'the trunk itself, or tune one of them')
+    return found[0]

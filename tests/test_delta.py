@@ -214,3 +214,128 @@ def test_other_options_are_named(tmp_path, monkeypatch):
         e3va.load_delta(other, tmp_path / 'delta.safetensors')
         assert bool(said) == (alpha == 8)
     assert len(said) == 1 and 'with alpha=4, and the model has alpha=8' in said[0]
+
+
+class Towers(torch.nn.Module):
+    """Two trunks in one model, as for colour and depth."""
+
+    def __init__(self, first='lora', second='e3va', seed=0):
+        super().__init__()
+        self.rgb, self.depth = build('vit_timm', first, seed=seed), build('swin_mmdet', second, seed=seed)
+        self.head = torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        return [*self.rgb(x), *self.depth(x)]
+
+
+def test_two_tuned_trunks(tmp_path):
+    """Each is found by its name: report, delta, hash, merge; what works on one trunk says so."""
+    from e3va.tuned import find_tuned
+    from tests.conftest import stir
+    model, path, x = Towers(), tmp_path / 'delta.safetensors', image('swin_mmdet')
+    stir(model)
+    parts = e3va.report(model.rgb), e3va.report(model.depth)
+    whole = e3va.report(model)
+    assert (whole['method'], whole['trunk']) == ('LoRA and E3VA', 'VisionTransformer and SwinTransformer')
+    for key in ('trained', 'frozen', 'delta_bytes', 'frozen_bytes'):
+        assert whole[key] == sum(part[key] for part in parts)
+    assert whole['head'] == 10
+    e3va.save_delta(model, path)
+    own = {f'{name}.{key}' for name in ('rgb', 'depth') for key in e3va.delta(getattr(model, name))}
+    assert set(load_file(path)) == own | {'head.weight', 'head.bias'}
+
+    again = Towers(seed=0)
+    e3va.load_delta(again, path)
+    assert distance(model.eval()(x), again.eval()(x)) == 0
+    for name in ('rgb', 'depth'):
+        other = Towers(seed=0)
+        with torch.no_grad():
+            next(p for p in getattr(other, name).parameters() if not p.requires_grad).add_(1)
+        with pytest.raises(ValueError, match='was not found'):
+            e3va.load_delta(other, path)
+    with pytest.raises(ValueError, match="is of tuned trunks at 'rgb.', 'depth.', and this model has them at ''"):
+        e3va.load_delta(build('vit_timm', 'lora'), path)
+    with pytest.raises(ValueError, match="has 2 tuned trunks, 'rgb', 'depth', and this works on one"):
+        find_tuned(model)
+    with pytest.raises(ValueError, match='E3VA cannot be merged'):
+        e3va.merge(model)
+    both = Towers('lora', 'bitfit')
+    stir(both)
+    merged = e3va.merge(both.eval())
+    stock = Towers(None, None)
+    assert set(merged.state_dict()) == set(stock.state_dict()) and not hasattr(merged.rgb, 'tuning')
+    assert distance(merged(x), both(x)) <= 1e-5
+
+
+def test_the_checkpoint_of_two_tuned_trunks(tmp_path):
+    """By e3va://: each trunk is rebuilt by its own record."""
+    model, path = Towers(), tmp_path / 'delta.safetensors'
+    base = tmp_path / 'base.pth'
+    torch.save({name: value for prefix, trunk in (('rgb.', model.rgb), ('depth.', model.depth))
+                for name, value in ((prefix + key, value) for key, value in trunk.state_dict().items())}, base)
+    torch.save(model.depth.state_dict(), tmp_path / 'depth.pth')
+    e3va.save_delta(model, path)
+    with pytest.raises(ValueError, match='was not found'):
+        CheckpointLoader.load_checkpoint(f'e3va://{path}')
+    # timm's loader takes a file of its own trunk alone, so the bases are recorded one by one
+    from e3va import delta_file
+    tensors, meta = delta_file.read(path)
+    torch.save(model.rgb.state_dict(), tmp_path / 'rgb.pth')
+    trunks = [dict(trunk, base=str(tmp_path / f'{trunk["prefix"][:-1]}.pth')) for trunk in meta['trunks']]
+    delta_file.write(path, tensors, dict(trunks=trunks, dataset_meta={}))
+    found = CheckpointLoader.load_checkpoint(f'e3va://{path}')['state_dict']
+    assert set(found) == set(model.state_dict())
+    assert all(torch.equal(value, found[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'swin_tiny_patch4_window7_224', 'convnext_atto', 'resnet10t'])
+@pytest.mark.parametrize('head', ['none', 'sequence', 'reset'])
+def test_a_head_replaced_after_tune(name, head, tmp_path):
+    """The delta holds the head that the model has when it is saved, and the report counts it as one."""
+    import timm
+    model = timm.create_model(name, num_classes=5)
+    e3va.tune(model, dict(type='BitFit') if name != 'resnet10t' else dict(type='GPS', criterion='magnitude'))
+    trained = e3va.report(model)['trained']
+    leaf = 'fc' if name.startswith('resnet') else 'head'
+    if head == 'reset':
+        model.reset_classifier(3)
+    else:
+        setattr(model, leaf, torch.nn.Identity() if head == 'none' else torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.LazyLinear(7), torch.nn.BatchNorm1d(7)))
+    model.eval()(torch.randn(2, 3, 224, 224))
+    report, size = e3va.report(model), {'none': 0, 'reset': 3}.get(head)
+    own = [key for key in e3va.delta(model) if key.startswith(f'{leaf}.') and not key.startswith('head.norm')]
+    assert bool(own) == (head != 'none') and (head != 'sequence' or any('running_mean' in key for key in own))
+    assert report['head'] == sum(p.numel() for key, p in model.named_parameters() if key in own)
+    if size == 0 and name != 'convnext_atto':                           # there the head's norm went with it
+        assert report['trained'] == trained
+    e3va.save_delta(model, tmp_path / 'delta.safetensors')
+    assert set(load_file(tmp_path / 'delta.safetensors')) == set(e3va.delta(model))
+    e3va.load_delta(model, tmp_path / 'delta.safetensors')
+
+
+@pytest.mark.parametrize('trunk', ['swin_mmdet', 'vit_timm'])
+def test_a_refused_load_changes_nothing(trunk, tmp_path):
+    """With the base of another trunk, and with a method's own refusal at the end (GPS: entries of another weight)."""
+    stock, tuned = pair(trunk, 'e3va', stirred=True)
+    path, other = tmp_path / 'delta.safetensors', tmp_path / 'other.pth'
+    e3va.save_delta(tuned, path)
+    torch.save(build(trunk, seed=7).state_dict(), other)
+    model = build(trunk, 'e3va', seed=9)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match='its values are others'):
+        e3va.load_delta(model, path, base=str(other))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.tuning.fresh and not model.tuning.loads
+
+    from e3va import delta_file
+    tuned = pair(trunk, 'gps', stirred=True)[1]
+    e3va.save_delta(tuned, path)
+    tensors, meta = delta_file.read(path)
+    name = next(name for name in tensors if name.endswith('.index'))
+    tensors[name] = tensors[name] + 10 ** 6
+    delta_file.write(path, tensors, {key: meta[key] for key in ('method', 'trunk', 'base', 'dataset_meta')})
+    before = {name: value.clone() for name, value in tuned.state_dict().items()}
+    with pytest.raises(ValueError, match='belongs to another architecture'):
+        e3va.load_delta(tuned, path)
+    assert all(torch.equal(value, before[name]) for name, value in tuned.state_dict().items())

@@ -95,3 +95,63 @@ def test_names_that_the_stock_loader_stumbles_over(tmp_path):
         tuned.init_cfg = ConfigDict(type='Pretrained', checkpoint=str(path))
         with pytest.raises(ValueError, match=f'{convert}.pth does not hold.*convert_weights'):
             tuned.init_weights()
+
+
+@pytest.mark.parametrize('was,now,words', [
+    ('lora', dict(type='LoRA', rank=5, roles=('q', 'v', 'proj', 'fc1', 'fc2')),
+     r'in other shapes: .*\(3, \d+\) instead'),
+    ('lora', 'lora_1bit', 'entries of another method than LoRA|lacks .* entries of LoRA'),
+    ('lora_1bit', dict(type='LoRA', rank=3), 'entries of another method than LoRA'),
+    ('lora', 'e3va', 'entries of another method than E3VA: .*pairs'),
+    ('e3va', 'lora', 'entries of another method than LoRA: e3va'),
+    ('e3va', 'fixed', 'entries of another method than Fixed: e3va'),
+    ('ssf', 'full', 'entries of another method than Full: .*scale'),
+    ('lora', 'bitfit', 'entries of another method than BitFit'),
+    ('gps', 'lora', 'entries of another method than LoRA'),
+    ('mona', 'adaptformer', 'entries of another method than AdaptFormer'),
+    ('vpt_deep', 'vpt_shallow', 'entries of .*VPT'),
+    (dict(type='LoRA', rank=3, roles=('q', )), dict(type='LoRA', rank=3, roles=('q', 'v')), 'lacks .*pairs')])
+@pytest.mark.parametrize('trunk', ['swin_mmdet', 'vit_timm'])
+def test_another_method(trunk, was, now, words, tmp_path):
+    """What a checkpoint of another method, rank or kind has learned is not lost without a word; both are named."""
+    from mmengine.runner import load_checkpoint
+    saved = build(trunk, was)
+    torch.save(dict(state_dict=saved.state_dict()), tmp_path / 'a.pth')
+    model = build(trunk, now, seed=3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=words) as raised:
+        load_checkpoint(model, str(tmp_path / 'a.pth'))
+    assert f'"type": "{type(saved.tuning.method).__name__}"' in str(raised.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize('was,now', [
+    ('lora', dict(type='LoRA', rank=5)), ('lora_1bit', dict(type='LoRA', rank=3)), ('lora', 'fixed'), ('ssf', 'lora'),
+    ('gps', 'full')])
+def test_another_method_without_its_name(was, now):
+    """The same by the entries alone: checkpoints that passed through other hands, or are older."""
+    state = {name: value for name, value in build('vit_timm', was).state_dict().items()}
+    with pytest.raises(ValueError, match='it says nothing of its method'):
+        build('vit_timm', now).load_state_dict(state, strict=False)
+
+
+def test_the_method_is_in_every_state_dict(tmp_path):
+    """Through torch.save, in a model, and after deepcopy; gone from what is merged."""
+    import copy
+    import json
+
+    import e3va
+    from e3va.saved_run import recorded_method
+    model = torch.nn.ModuleDict(dict(backbone=build('vit_timm', 'lora')))
+    torch.save(dict(state_dict=copy.deepcopy(model).state_dict()), tmp_path / 'a.pth')
+    found = torch.load(tmp_path / 'a.pth')
+    assert json.loads(recorded_method(found))['rank'] == 3
+    assert recorded_method(dict(state_dict=e3va.merge(model).state_dict())) is None
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_other_channels(channels):
+    """Three-channel weights for images of one or four: the channels are named."""
+    stock = build('swin_mmdet').state_dict()
+    with pytest.raises(ValueError, match=f'for images of 3 channels, and the trunk is built for {channels}'):
+        build('swin_mmdet', 'e3va', in_channels=channels).load_state_dict(stock, strict=False)

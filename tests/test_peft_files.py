@@ -148,7 +148,17 @@ def edit(folder, config=None, drop=None, add=None):
      'blocks.0.attn.qkv: it has rank 8 and changes q, k, v, the model rank 4 on q, v'),
     (dict(add={'blocks.0.attn.qkv.lora_B.weight': torch.ones(24, 8)}, drop='0.attn.qkv.lora_B'),
      r'B \(24, 8\) are not of a layer 24 -> 72'),
-    (dict(drop='lora_A'), 'changes none of the layers blocks.0.attn.qkv'),
+    (dict(drop='lora_A'), 'blocks.0.attn.qkv.lora_A.weight is missing beside its other half'),
+    (dict(drop='lora_'), 'changes none of the layers blocks.0.attn.qkv'),
+    (dict(config=dict(lora_alpha=None)), 'lora_alpha must be a number, not None'),
+    (dict(config=dict(lora_alpha='8')), "lora_alpha must be a number, not '8'"),
+    (dict(config=dict(lora_alpha=float('nan'))), 'lora_alpha must be a number, not nan'),
+    (dict(config=dict(alpha_pattern={'(': 1})), 'is no table of names and numbers'),
+    (dict(add={'blocks.0.attn.qkv.lora_B.weight': torch.ones(72, 8, dtype=torch.int32)}, drop='0.attn.qkv.lora_B'),
+     'torch.int32 instead of torch.float32'),
+    (dict(add={'blocks.0.attn.qkv.lora_A.weight': torch.full((8, 24), torch.nan)}, drop='0.attn.qkv.lora_A'),
+     'blocks.0.attn.qkv.lora_A.weight'),
+    (dict(add={'head.weight': torch.full((5, 24), torch.inf)}, drop='head.weight'), 'NaN or infinite: head.weight'),
     (dict(add={'head.weight': torch.ones(9, 24)}, drop='head.weight'), r'no place for head.weight \(9, 24\)')])
 def test_what_cannot_be_expressed(change, words, tmp_path):
     """One error; and the model keeps its values."""

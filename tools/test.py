@@ -12,6 +12,7 @@ from e3va.checks import check
 from e3va.command_line import one_line_errors, read_run_config, run_parser
 from e3va.config import prepare
 from e3va.distributed import build_runner
+from e3va.trusted import trusting
 
 
 def parser():
@@ -88,7 +89,7 @@ def dump(cfg):
 
 def main(argv=None):
     args = parser().parse_args(argv)
-    with one_line_errors():
+    with one_line_errors(), trusting(args.trust_checkpoint):
         cfg = configure(args)
         runner = build_runner(cfg)
         if args.out and cfg.get('default_scope') != 'mmseg':

@@ -10,6 +10,7 @@ from e3va.checks import check
 from e3va.command_line import one_line_errors, read_run_config, run_parser
 from e3va.config import prepare, use_amp
 from e3va.distributed import build_runner
+from e3va.trusted import trusting
 
 
 def parser():
@@ -45,7 +46,7 @@ def configure(args):
 
 def main(argv=None):
     args = parser().parse_args(argv)
-    with one_line_errors():
+    with one_line_errors(), trusting(args.trust_checkpoint):
         build_runner(configure(args)).train()
 
 

@@ -12,6 +12,7 @@ from ..methods.dmlora import average, check_start, draw, halve, mixtures, resize
 from ..optim.dmlora import BranchMixin
 from ..optim.retire import retire
 from ..registry import HOOKS
+from ..trunks import head_entries
 from ..tuned import find_tuned
 from .change import change, epoch_length, plain, rewrap
 
@@ -180,7 +181,7 @@ class DMLoRAHook(Hook):
         self.change(runner, average)
         model = plain(runner.model)
         prefix, trunk = find_tuned(model)
-        inside = {f'{prefix}{name}' for name in trunk.tuning.head}      # a timm classifier's
+        inside = {f'{prefix}{name}' for name in head_entries(trunk)}    # a timm classifier's
         own = [layer.scale for layer in scaled(model).values()]
         others = [parameter for name, parameter in model.named_parameters()
                   if self.train_head and parameter.requires_grad

@@ -173,16 +173,25 @@ class Method:
 
 
 def build_method(method):
-    """A method from its name, its config `dict(type=NAME, **options)`, or itself; ValueError if it cannot be."""
+    """A method from its name, its config `dict(type=NAME, **options)`, or itself; ValueError if it cannot be.
+
+    The name is that of a registered method and nothing else: the config may come out of a file.
+    """
     if isinstance(method, Method):
         return method
+    if not isinstance(method, (str, dict, type(None))):
+        raise ValueError(f"a method is a name or a dict, e.g. dict(type='E3VA', rank=8), not {str(method):.100}")
     options = dict(type=method) if isinstance(method, str) else dict(method or {})
     name = options.pop('type', None)
     if name is None:
         raise ValueError(f"no method is named in {method!r}; write method=dict(type='E3VA', rank=8)")
-    kind = METHODS.get(name) if isinstance(name, str) else name
-    if kind is None:
-        raise ValueError(f'unknown method {name!r}; {near(name, METHODS.module_dict, 30)}')
+    METHODS.import_from_location()
+    kind = METHODS.module_dict.get(name.removeprefix('e3va.')) if isinstance(name, str) else name
+    if kind is None:                        # METHODS.get would import whatever a dotted name says
+        raise ValueError(f'unknown method {name!r}; {near(name, METHODS.module_dict, 30)}. One of your own is known '
+                         'once its module is imported')
+    if not (inspect.isclass(kind) and issubclass(kind, Method)):
+        raise ValueError(f'{str(name):.100} is no method: give the name of one, or a subclass of e3va.methods.Method')
     known = [name for name in inspect.signature(kind.__init__).parameters if name != 'self']
     unknown = [option for option in options if option not in known]
     if unknown:

@@ -20,7 +20,7 @@ from torch import nn
 from ..layers import SparseAttention, SparseConv2d, SparseLinear, SparseWeight
 from ..registry import METHODS
 from ..surgery import replace
-from ..trunks import unused
+from ..trunks import head_entries, unused
 from .base import Method, choice, integer, is_norm
 
 KINDS = ('bias', 'table', 'scale', 'norm', 'embedding')
@@ -72,7 +72,7 @@ class GPS(Method):
 
     def apply(self, trunk, parts):
         frozen = (unused(trunk) if parts else ()) + left_out(trunk, parts, self.without)
-        head = trunk.tuning.head
+        head = head_entries(trunk)
         clipped = {}
         for name, layer in weights(trunk).items():
             if f'{name}.weight' in head or f'{name}.'.startswith(frozen):

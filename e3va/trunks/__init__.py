@@ -22,6 +22,8 @@ need to know besides, e.g. the height and width in patches):
     emit(trunk, tap, x, shape) -> what the trunk gives out at a tap: norm and layout
     pack(trunk, outs)          -> the container that the trunk returns
 """
+import re
+
 from . import convnext, swin_mm, swin_timm, vit_mm, vit_sam, vit_timm
 from .role import Role
 
@@ -60,4 +62,19 @@ def unused(trunk):
     return tuple(f'{name}.' for name, module in trunk.named_modules() if any(module is other for other in idle))
 
 
-__all__ = ['FAMILIES', 'Role', 'family_of', 'norm_of', 'unused', 'used']
+def head_entries(trunk):
+    """Names of the entries of a classifier that is part of the trunk itself, as it is now: users replace heads.
+
+    A family says where it is; of any other a timm model does, by `get_classifier`.
+    """
+    family = trunk.tuning.family if hasattr(trunk, 'tuning') else family_of(trunk)
+    parts, names = FAMILIES.get(family), list(trunk.state_dict())
+    if parts:
+        return frozenset(name for name in names if parts.HEAD and re.fullmatch(parts.HEAD, name))
+    found = trunk.get_classifier() if hasattr(trunk, 'get_classifier') else ()
+    found = found if isinstance(found, tuple) else (found, )
+    places = tuple(f'{name}.' for name, module in trunk.named_modules() if any(module is one for one in found))
+    return frozenset(name for name in names if name.startswith(places))
+
+
+__all__ = ['FAMILIES', 'Role', 'family_of', 'head_entries', 'norm_of', 'unused', 'used']

@@ -9,7 +9,7 @@ CLASSES_OF_TIMM = ('timm.:ConvNeXt',)
 FC1 = Role(r'stages\.\d+(\.blocks)?\.\d+\.(pointwise_conv1|mlp\.fc1)')
 FC2 = Role(r'stages\.\d+(\.blocks)?\.\d+\.(pointwise_conv2|mlp\.fc2)')
 ROLES = dict(q=FC1, k=FC1, v=FC1, proj=FC2, fc1=FC1, fc2=FC2)
-HEAD = r'head\.(pre_logits|fc)(\..*)?'
+HEAD = r'head(\.(?!norm\.).*)?'                                          # its norm is the trunk's
 BRANCHES = ('mlp',)
 AXIS = 1
 

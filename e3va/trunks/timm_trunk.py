@@ -2,7 +2,6 @@
 import sys
 
 from mmengine.runner import CheckpointLoader
-from safetensors.torch import load_file
 from torch import nn
 
 from ..registry import MODELS
@@ -88,10 +87,7 @@ def load_timm(trunk, source):
 
     Returns what torch's `load_state_dict` does: the missing and the unexpected keys.
     """
-    if str(source).endswith('.safetensors') and '://' not in str(source):
-        state = load_file(source)
-    else:
-        state = CheckpointLoader.load_checkpoint(str(source), map_location='cpu')
+    state = CheckpointLoader.load_checkpoint(str(source), map_location='cpu')
     for key in ('state_dict', 'model', 'model_ema'):
         if isinstance(state.get(key), dict):
             state = state[key]

@@ -10,14 +10,16 @@ the unit that serves it.
 import argparse
 from pathlib import Path
 
+from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
 
-from e3va import pear, pear_map
-from e3va.command_line import one_line_errors
+from e3va import foreign, pear, pear_map
+from e3va.command_line import one_line_errors, trust_option
 from e3va.cost.plot import FORMATS
 from e3va.methods.routing import TABLE, follow_routing
-from e3va.registry import MODELS
 from e3va.saved_run import run_of
+from e3va.trusted import trusting
+from e3va.tuned import scoped, tune
 
 
 def read(path):
@@ -34,9 +36,9 @@ def read(path):
 
 def rows(state, backbone, scope):
     """`pear.rows` of the trunk that a state dict is of."""
-    options = {key: value for key, value in backbone.items() if key not in ('type', 'init_cfg')}
-    with DefaultScope.overwrite_default_scope(scope):
-        trunk = MODELS.build(dict(options, type='e3va.Tuned'))
+    options = {key: value for key, value in backbone.items() if key not in ('type', 'trunk', 'method')}
+    with DefaultScope.overwrite_default_scope(scope if scope in ROOT.children else None), foreign.no_imports():
+        trunk = tune(foreign.build_trunk(dict(options, type=scoped(backbone['trunk']))), backbone['method'])
     follow_routing(trunk, state)
     return pear.rows(trunk)
 
@@ -45,8 +47,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('run', help='a folder, a .pth checkpoint or a .safetensors delta of a run with Pear')
     parser.add_argument('--out', default='pear.png', help='the picture (default: %(default)s)')
-    args = parser.parse_args(argv)
-    with one_line_errors():
+    args = trust_option(parser).parse_args(argv)
+    with one_line_errors(), trusting(args.trust_checkpoint):
         if Path(args.out).suffix not in FORMATS:
             raise ValueError(f'--out {args.out}: the name must end in {", ".join(FORMATS)}')
         found = rows(*read(args.run))

@@ -9,9 +9,10 @@ import argparse
 import re
 from pathlib import Path
 
-from e3va.command_line import one_line_errors
+from e3va.command_line import one_line_errors, trust_option
 from e3va.cost.plot import FORMATS, clean, plt
 from e3va.saved_run import run_of
+from e3va.trusted import trusting
 
 BLOCK = r'(.*?\d+(?:\.(?:blocks\.)?\d+)?)\.(.*)'                       # and the layer in it
 
@@ -57,8 +58,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', help='a .pth checkpoint, a .safetensors delta or the folder of a run with DMLoRA')
     parser.add_argument('--out', default='scales.png', help='the picture (default: %(default)s)')
-    args = parser.parse_args(argv)
-    with one_line_errors():
+    args = trust_option(parser).parse_args(argv)
+    with one_line_errors(), trusting(args.trust_checkpoint):
         if Path(args.out).suffix not in FORMATS:
             raise ValueError(f'--out {args.out}: the name must end in {", ".join(FORMATS)}')
         state, backbone, prefix, _ = run_of(args.checkpoint)

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.colors import LogNorm
 
-from e3va.command_line import one_line_errors
+from e3va.command_line import one_line_errors, trust_option
 from e3va.cost.plot import FORMATS, clean, plt
 from e3va.saved_run import read
 from e3va.trunks import FAMILIES
+from e3va.trusted import trusting
 
 BLOCK = r'((?:stages|layers|blocks)\.\d+(?:\.blocks)?(?:\.\d+)?)\.(.+)'
 TORCH = dict(attn='q, k, v', out_proj='proj')                           # of torch's attention, in mmseg's ViT
@@ -121,8 +122,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', help='a .pth checkpoint, a .safetensors delta or the folder of a run with GPS')
     parser.add_argument('--out', default='selection.png', help='the picture (default: %(default)s)')
-    args = parser.parse_args(argv)
-    with one_line_errors():
+    args = trust_option(parser).parse_args(argv)
+    with one_line_errors(), trusting(args.trust_checkpoint):
         if Path(args.out).suffix not in FORMATS:
             raise ValueError(f'--out {args.out}: the name must end in {", ".join(FORMATS)}')
         found = rows(read(args.checkpoint)[0])

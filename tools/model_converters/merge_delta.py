@@ -8,8 +8,9 @@ import argparse
 
 import torch
 
-from e3va.command_line import one_line_errors
+from e3va.command_line import one_line_errors, trust_option
 from e3va.delta_scheme import whole_checkpoint
+from e3va.trusted import trusting
 
 
 def main(argv=None):
@@ -18,8 +19,8 @@ def main(argv=None):
     parser.add_argument('out', help='the checkpoint to write')
     parser.add_argument('--base', help="file or URL of the trunk's weights (default: what the delta recorded)")
     parser.add_argument('--stock', action='store_true', help='fold the delta into the stock layers')
-    args = parser.parse_args(argv)
-    with one_line_errors():
+    args = trust_option(parser).parse_args(argv)
+    with one_line_errors(), trusting(args.trust_checkpoint):
         checkpoint = whole_checkpoint(args.delta, args.base, merged=args.stock)
         torch.save(checkpoint, args.out)
         print(f'{args.out}: {len(checkpoint["state_dict"])} entries, for the '
