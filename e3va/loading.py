@@ -203,6 +203,7 @@ def renew(trunk):
     for module in trunk.modules():
         if module is not trunk and trains_its_own_way(module) and not module.training:
             modes = [(below, below.training) for below in module.modules()]
+            module.train(True)                                          # timm's drop it there
             module.train(False)
             for below, mode in modes:
                 below.training = mode

@@ -238,6 +238,42 @@ def test_testing_gives_the_last_validation(finished, tmp_path, kind, checkpoint,
     assert len(list(out.iterdir()) if out.is_dir() else pickle.loads(out.read_bytes())) == 8
 
 
+OTHERS = {                                                      # arguments: part of the message; it is LoRA's
+    '': 'was trained with the method {"rank": 8, ',
+    '--method e3va': 'entries of another method than E3VA',
+    '--method fixed': 'entries of another method than Fixed',
+    '--method lora --cfg-options model.backbone.method.rank=4': 'entries of LoRA in other shapes',
+    '--method lora --cfg-options model.backbone.method.bits=1': 'LoRA',
+    '--method lora --cfg-options load_from=STOCK': 'lacks'}
+
+
+@pytest.mark.parametrize('arguments', OTHERS)
+@pytest.mark.parametrize('task', ['test', 'publish', 'train'])
+def test_the_checkpoint_of_another_model(finished, tmp_path, capsys, task, arguments):
+    """A number, a delta or a run from values that were never trained is refused in one line, by each tool."""
+    checkpoint, out = finished('instances') / 'epoch_2.pth', tmp_path / 'out.safetensors'
+    if 'STOCK' in arguments:
+        if task == 'train':
+            pytest.skip('is how a run begins')
+        checkpoint, arguments = tmp_path / 'stock.pth', arguments.partition(' --cfg')[0]
+        torch.save(dict(state_dict=stock('instances.py').state_dict()), checkpoint)
+        words = 'lacks'
+    else:
+        words = OTHERS[arguments]
+    tools = dict(
+        test=(test, ['instances.py', checkpoint, '--work-dir', tmp_path, *arguments.split()]),
+        publish=(tool('model_converters/publish_delta.py'), ['instances.py', checkpoint, out, *arguments.split()]),
+        train=(train, ['instances.py', '--work-dir', tmp_path, *arguments.split(),
+                       *([] if '--cfg-options' in arguments else ['--cfg-options']), f'load_from={checkpoint}']))
+    if task == 'publish' and not arguments:
+        words = 'has no tuned trunk'
+    with pytest.raises(SystemExit) as ended:
+        run(*[tools[task][0], *tools[task][1]])
+    assert ended.value.code == 2 and not out.exists()
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith('error: ') and words in error
+
+
 @pytest.mark.parametrize('kind, checkpoint', [
     ('instances', 'epoch_2.pth'), ('semantic', 'iter_8.pth'), ('classification', 'epoch_2.pth')])
 def test_painting(finished, tmp_path, kind, checkpoint):
