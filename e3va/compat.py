@@ -3,6 +3,7 @@ import logging
 import re
 import sys
 from functools import partial
+from importlib.abc import MetaPathFinder
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +33,39 @@ def install():
         logging.getLogger(__name__).warning('e3va: %s', problem)
     name_base_packages()
     complete_torchvision()
+
+
+class WhenImported(MetaPathFinder):
+    """Stands in front of the finders until a module is imported, and then calls functions with it.
+
+    mmengine's loaders and hooks cost two seconds to import, which users of timm never need.
+    """
+
+    def __init__(self, name, functions):
+        self.name, self.functions = name, functions
+
+    def find_spec(self, name, path=None, target=None):
+        if name != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        execute = spec.loader.exec_module
+
+        def execute_and_call(module):
+            execute(module)
+            for function in self.functions:
+                function(module)
+        spec.loader.exec_module = execute_and_call
+        return spec
+
+
+def when_imported(name, *functions):
+    """Call functions with a module: now, if it is imported already, else right after it is."""
+    if name not in sys.modules:
+        sys.meta_path.insert(0, WhenImported(name, functions))
+        return
+    for function in functions:
+        function(sys.modules[name])
 
 
 def problems():

@@ -7,7 +7,6 @@ import re
 import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader
 
 from . import delta_file, loading, trusted
 from .delta_file import fingerprint
@@ -287,6 +286,7 @@ def load_base(trunk, source, prefix=''):
     if type(trunk).__module__.startswith('timm.'):
         load_timm(trunk, source)
         return
+    from mmengine.runner import CheckpointLoader  # slow to import, and not for timm users
     found = CheckpointLoader.load_checkpoint(source, map_location='cpu')
     found = vit_sam.own_names(found.get('state_dict', found))
     for start in ('', prefix, 'backbone.', 'module.backbone.'):

@@ -5,7 +5,6 @@ checkpoint. So a delta can never meet a random or a wrong trunk, whatever the mo
 """
 from collections import OrderedDict
 
-from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from . import compat, delta_file, foreign
@@ -14,7 +13,11 @@ from .layers import QuantisedLinear
 from .tuned import tune
 
 
-@CheckpointLoader.register_scheme(prefixes='e3va://')
+def register(checkpoint):
+    """Make it known to mmengine's module of that name."""
+    checkpoint.CheckpointLoader.register_scheme(prefixes='e3va://', loader=load_scheme, force=True)
+
+
 def load_scheme(filename, map_location=None, logger=None):
     """An ordinary checkpoint dict, on the CPU; ValueError for a damaged delta or a base that is not found."""
     path, _, base = filename[len('e3va://'):].partition('?base=')

@@ -4,14 +4,16 @@ OpenMMLab has no ViT-B/16 that has seen ImageNet-21k alone, where papers on fine
 use: `timm://vit_base_patch16_224.orig_in21k`, Google's first (ViT-B_16.npz), and `timm://vit_base_patch16_224.augreg_in21k`.
 timm fetches them; FILE is one that is at hand, in Google's format (.npz) or timm's.
 """
-from mmengine.runner import CheckpointLoader
-
 from .loading import shorten
 from .surgery import near
 from .trunks.timm_trunk import load_timm
 
 
-@CheckpointLoader.register_scheme(prefixes='timm://')
+def register(checkpoint):
+    """Make it known to mmengine's module of that name."""
+    checkpoint.CheckpointLoader.register_scheme(prefixes='timm://', loader=load_scheme, force=True)
+
+
 def load_scheme(filename, map_location=None, logger=None):
     """A checkpoint dict in mmpretrain's names (entries `backbone.`), on the CPU.
 

@@ -167,10 +167,10 @@ def cached(url, model_dir=None, file_name=None):
     return os.path.join(folder, file_name or os.path.basename(urlparse(url).path))
 
 
-def install():
-    """Have mmengine read by `read_checkpoint`, and with it every library that takes its loader."""
-    from mmengine.runner import CheckpointLoader, checkpoint
-    CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
+def install(checkpoint):
+    """Have mmengine's module of that name read by `read_checkpoint`, and with it every library that takes its loader.
+    """
+    checkpoint.CheckpointLoader.register_scheme(prefixes='', loader=load_from_local, force=True)
     checkpoint.load_url = load_url                                      # of http://, openmmlab://, torchvision://, ...
     if hasattr(checkpoint, '_safe_torch_load'):                         # s3://, petrel://, pavi://
         checkpoint._safe_torch_load = load_from_local

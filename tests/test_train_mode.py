@@ -24,7 +24,7 @@ def trunk_of(name):
     torch.manual_seed(0)
     if name in TIMM:
         model = timm.create_model(name)
-        with torch.no_grad():                                           # branches start behind norms with weights of zero
+        with torch.no_grad():                                           # branches end in norms with weights of zero
             for parameter in model.parameters():
                 parameter.fill_(0.5) if parameter.dim() == 1 and not parameter.any() else None
         return model

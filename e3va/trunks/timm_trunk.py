@@ -1,7 +1,6 @@
 """timm trunks for mm necks and heads: NCHW maps at `out_indices`, each behind a norm of its own."""
 import sys
 
-from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from ..registry import MODELS
@@ -87,6 +86,7 @@ def load_timm(trunk, source):
 
     Returns what torch's `load_state_dict` does: the missing and the unexpected keys.
     """
+    from mmengine.runner import CheckpointLoader  # slow to import, and not for timm users
     state = CheckpointLoader.load_checkpoint(str(source), map_location='cpu')
     for key in ('state_dict', 'model', 'model_ema'):
         if isinstance(state.get(key), dict):
