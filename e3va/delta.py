@@ -14,10 +14,10 @@ from .layers.quantised import quantised_entries
 from .loading import shorten
 from .methods import build_method
 from .methods.routing import TABLE, routing_of
-from .surgery import replace, unbind
+from .surgery import replace, unbind, unhook
 from .trunks import head_entries, vit_sam
-from .trunks.walk import restore
-from .tuned import tuned_trunks
+from .trunks.walk import ask_for_gradient, restore
+from .tuned import demand_hook, tuned_trunks
 
 FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
@@ -324,6 +324,7 @@ def merge(model):
         if trunk.tuning.parts:
             restore(trunk, trunk.tuning.parts)
         loading.unwatch(trunk)
+        unhook(trunk, ask_for_gradient, demand_hook)
         loading.renew(trunk)
         keys, head = set(trunk.tuning.keys), head_entries(trunk)
         places = tuple(f'{name.rpartition(".")[0]}.' for name in head)

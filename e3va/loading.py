@@ -6,7 +6,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .surgery import rebind, unbind
+from .surgery import rebind, unbind, unhook
 
 RECORD, ADDED = 'e3va', 'e3va_added'        # the method and its entries, in torch's metadata of a state dict
 # Entries of stock layers: with any other name of its own, what a checkpoint has inside a layer is a method's.
@@ -213,7 +213,4 @@ def unwatch(trunk):
     """Undo `watch`."""
     if getattr(trunk.__dict__.get('init_weights'), 'func', None) is init_weights:
         unbind(trunk, 'init_weights')
-    for hooks in (trunk._load_state_dict_pre_hooks, trunk._load_state_dict_post_hooks, trunk._state_dict_hooks):
-        for key, hook in list(hooks.items()):
-            if getattr(hook, 'hook', hook) in (before, after, after_state_dict):
-                del hooks[key]
+    unhook(trunk, before, after, after_state_dict)

@@ -50,6 +50,16 @@ def rebind(module, name, function):
     module.__dict__[name] = functools.partial(function, module)
 
 
+def unhook(module, *functions):
+    """Take functions out of all hooks of a module and of those inside it."""
+    for one in module.modules():
+        for hooks in (one._forward_pre_hooks, one._load_state_dict_pre_hooks, one._load_state_dict_post_hooks,
+                      one._state_dict_hooks):
+            for key, hook in list(hooks.items()):
+                if getattr(hook, 'hook', hook) in functions:            # torch wraps those that get the module
+                    del hooks[key]
+
+
 def unbind(module, name):
     """Give `module.name` back to its class."""
     module.__dict__.pop(name, None)

@@ -13,6 +13,7 @@ from .methods import Full, Method, build_method
 from .registry import MODELS
 from .surgery import near, rebind
 from .trunks import FAMILIES, family_of, head_entries
+from .trunks.walk import let_stock_checkpoint
 
 
 @dataclasses.dataclass
@@ -148,6 +149,7 @@ def tune(module, method, config=None):
         trunk.tuning.fresh = {name for name in stock if name not in trained and name.rpartition('.')[0] not in own
                               and not re.fullmatch(r'norm\d+\..*', name)}
     loading.watch(trunk)
+    let_stock_checkpoint(trunk)
     rebind(trunk, 'train', train)
     if method.hook:
         trunk.register_forward_pre_hook(demand_hook)

@@ -55,11 +55,13 @@ def test_timm_users_without_openmmlab(tmp_path):
     run(f'''
 import e3va, timm, torch
 small = dict(vit_tiny_patch16_224=dict(img_size=32, embed_dim=24, depth=2, num_heads=2),
-             swin_tiny_patch4_window7_224=dict(img_size=32, embed_dim=12, depths=(1, 1), num_heads=(1, 2), window_size=4),
+             swin_tiny_patch4_window7_224=dict(img_size=32, embed_dim=12, depths=(1, 1), num_heads=(1, 2),
+                                               window_size=4),
              convnext_atto=dict(depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)))
 for name, method in (('vit_tiny_patch16_224', dict(type='E3VA', rank=2)),
                      ('swin_tiny_patch4_window7_224', dict(type='E3VA', rank=2)),
-                     ('convnext_atto', dict(type='BitFit')), ('vit_tiny_patch16_224', dict(type='GPS', criterion='random')),
+                     ('convnext_atto', dict(type='BitFit')),
+                     ('vit_tiny_patch16_224', dict(type='GPS', criterion='random')),
                      ('vit_tiny_patch16_224', dict(type='DMLoRA', rank=2, branches=2)),
                      ('vit_tiny_patch16_224', dict(type='LoRA', rank=2, bits=1))):
     torch.manual_seed(0)

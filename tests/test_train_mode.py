@@ -95,3 +95,46 @@ def test_biases_that_are_kept_for_eval(name, tmp_path):
         assert same(again(x), trained)
         merged = e3va.merge(copy.deepcopy(again))
         assert same(merged(x), trained)
+
+
+@pytest.mark.parametrize('trunk', ['swin_mmdet', 'swin_mmseg', 'swin_mmpretrain', 'convnext_mmpretrain'])
+@pytest.mark.parametrize('method', ['lora', 'ssf', 'bitfit'])
+def test_the_stock_with_cp(trunk, method):
+    """OpenMMLab's own checkpointing keeps no more under a method than under full fine-tuning; gradients stay."""
+    from e3va.cost.saved import saved_bytes
+    from tests.conftest import build, image, pair, projected
+    kept = {}
+    for name in ('full', method):
+        model = pair(trunk, name)[1]
+        other = build(trunk, name, with_cp=True)
+        other.load_state_dict(model.state_dict())
+        gradients = []
+        for one in (model, other):
+            for module in one.train().modules():
+                if type(module).__name__ == 'DropPath':
+                    module.drop_prob = 0.
+            kept[name, one is other] = saved_bytes(lambda: one(image(trunk)), one)
+            projected(one(image(trunk))).backward()
+            gradients.append({key: p.grad for key, p in one.named_parameters() if p.requires_grad})
+        assert all(torch.allclose(value, gradients[1][key], atol=1e-6) for key, value in gradients[0].items())
+    assert kept[method, True] <= kept['full', True] < kept['full', False]
+
+
+def test_nothing_asks_for_gradients_where_nothing_trains():
+    """Neither a frozen trunk nor the blocks in front of those that train are made to keep anything."""
+    from e3va.cost.saved import saved_bytes
+    from tests.conftest import build, image
+    for method in ('fixed', dict(type='Partial', blocks=1)):
+        plain, checkpointed = (build('swin_mmdet', method, with_cp=flag).train() for flag in (False, True))
+        assert saved_bytes(lambda: checkpointed(image('swin_mmdet')), checkpointed) <= saved_bytes(
+            lambda: plain(image('swin_mmdet')), plain)
+
+
+def test_a_merged_trunk_is_free_of_hooks():
+    """Whose method demanded one trains on as a stock trunk."""
+    from tests.conftest import build, image
+    model = build('swin_mmdet', dict(type='GPS', k=2, criterion='random'), with_cp=True)
+    merged = e3va.merge(model)
+    merged.train()
+    merged(image('swin_mmdet'))
+    assert not any(one._forward_pre_hooks for one in merged.modules())

@@ -41,6 +41,23 @@ def checkpoint_once(trunk, parts):
         reroute(trunk, parts, partial(by_blocks, through_block))
 
 
+def let_stock_checkpoint(trunk):
+    """OpenMMLab's blocks checkpoint only what comes with a gradient, and behind a frozen stem the first one has none.
+
+    It would keep all of its activations, the largest of the trunk, where with full fine-tuning it keeps nothing.
+    """
+    for name, module in trunk.named_modules():
+        if name and getattr(module, 'with_cp', False):
+            module.register_forward_pre_hook(ask_for_gradient)
+
+
+def ask_for_gradient(block, inputs):
+    x = inputs[0]
+    if (torch.is_grad_enabled() and isinstance(x, torch.Tensor) and x.is_floating_point() and not x.requires_grad
+            and any(parameter.requires_grad for parameter in block.parameters())):
+        x.requires_grad_()
+
+
 def restore(trunk, parts):
     """Undo `checkpoint_once`: the trunk has no shared parameters any more."""
     if getattr(trunk.__dict__.get(parts.ENTRY(trunk)), 'args', ())[:1] == (through_block,):
