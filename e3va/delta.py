@@ -270,7 +270,7 @@ def at_hand(source):
     """The local file of a recorded base, or what an earlier download has left of its URL; ValueError if there is none.
     """
     file = trusted.cached(source) if re.match('https?://', source) else source
-    local = re.fullmatch(r'timm://[^?]+\?file=(.+)', source)
+    local = re.fullmatch(r'(?:timm://[^?]+\?file=|e3va://)([^?]+)', source)    # schemes that read a file
     if os.path.isfile(local[1] if local else file):
         return file
     raise ValueError('it is not at hand, and nothing that a delta names is fetched unasked: give it as the base')

@@ -125,10 +125,14 @@ def test_the_recorded_base_is_read_as_data_and_not_fetched(saved, tmp_path, monk
 
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     monkeypatch.setattr('torch.hub.download_url_to_file', lambda *args, **options: pytest.fail('fetched'))
-    for source in ('https://nowhere.invalid/vit.pth', 's3://bucket/x.pth', 'timm://vit_tiny_patch16_224'):
+    for source in ('https://nowhere.invalid/vit.pth', 's3://bucket/x.pth', 'timm://vit_tiny_patch16_224',
+                   f'e3va://{path}?base=https://nowhere.invalid/vit.pth'):
         sign(path, put('base', source))
         with pytest.raises(ValueError, match='nothing that a delta names is fetched unasked'):
             e3va.load_delta(fresh, path)
+    sign(path, put('base', f'e3va://{path}'))                           # of itself
+    with pytest.raises(ValueError, match='was not found'):
+        e3va.load_delta(fresh, path)
     sign(path, put('base', 'https://nowhere.invalid/vit.pth'))
     (tmp_path / 'hub' / 'checkpoints').mkdir(parents=True)
     torch.save(stock.state_dict(), tmp_path / 'hub' / 'checkpoints' / 'vit.pth')
