@@ -8,12 +8,13 @@ import yaml
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
-from mmengine.registry import MODELS, OPTIM_WRAPPERS
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 
 from .registry import type_name
 from .surgery import near
 
 TUNED = ('e3va.Tuned', 'Tuned')
+CONSTRUCTOR = 'e3va.TunedOptimWrapperConstructor'
 # what a method file may set: a task file sets the rest
 METHOD_KEYS = ('method', 'default_hooks', 'optim_wrapper', 'custom_imports')
 
@@ -202,7 +203,7 @@ def prepare(cfg):
         ours = dict(rng_state=dict(type='e3va.RngStateHook'), report=dict(type='e3va.ReportHook'))
         cfg.default_hooks = {**ours, **(cfg.get('default_hooks') or {})}
         if wrapper:
-            wrapper.setdefault('constructor', 'e3va.TunedOptimWrapperConstructor')
+            construct(wrapper)
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(key)
         if not isinstance(loader, dict):
@@ -215,6 +216,14 @@ def prepare(cfg):
             loader.persistent_workers = False
             loader.pop('prefetch_factor', None)
     return cfg
+
+
+def construct(wrapper):
+    """Let e3va construct the optimizer, by way of the constructor that the config names (layer-wise rates), if any."""
+    stock = type_name(wrapper.get('constructor'), OPTIM_WRAPPER_CONSTRUCTORS)
+    if stock not in (None, CONSTRUCTOR, 'DefaultOptimWrapperConstructor'):
+        wrapper.paramwise_cfg = {**(wrapper.get('paramwise_cfg') or {}), 'constructor': stock}
+    wrapper.constructor = CONSTRUCTOR
 
 
 def backbones(cfg, key):
