@@ -8,17 +8,21 @@ import yaml
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
-from mmengine.registry import OPTIM_WRAPPERS
+from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 
+from .registry import type_name
 from .surgery import near
 
 TUNED = ('e3va.Tuned', 'Tuned')
+CONSTRUCTOR = 'e3va.TunedOptimWrapperConstructor'
 # what a method file may set: a task file sets the rest
 METHOD_KEYS = ('method', 'default_hooks', 'optim_wrapper', 'custom_imports')
 
 
 def load_config(config):
     """A config by path, or by name in an installed library: `mmdet::retinanet/retinanet_r50_fpn_1x_coco.py`.
+
+    One that names its model by a class has that class's library as its default scope, if it gives none.
 
     Raises:
         ValueError: no such file (near names are shown), or a file that cannot be read as a config.
@@ -31,9 +35,15 @@ def load_config(config):
         where = f'{library} has no config {name}' if named else f'there is no config file {name}'
         raise ValueError(f'{where}; {near(name if named else path.name, names)}' if names else where)
     try:
-        return Config.fromfile(str(path))
+        cfg = Config.fromfile(str(path))
+        model = cfg.get('model')
+        kind = model.get('type') if isinstance(model, dict) else None   # imports what a config of the newer style names
     except Exception as error:  # a config is a program of the user's: it may fail in any way
         raise ValueError(f'the config {config} cannot be read: {type(error).__name__}: {error}') from error
+    scope = (type_name(kind) or '').partition('.')[0]
+    if cfg.get('default_scope') is None and type_name(kind) != kind and scope in MODELS.children:
+        cfg.default_scope = scope
+    return cfg
 
 
 def configs_folder(library):
@@ -66,7 +76,7 @@ def load_method(name_or_file):
     method = load_config(path)
     if not isinstance(method.get('method'), dict) or 'type' not in method.method:
         raise ValueError(f"{path} is not a method file: it sets no method = dict(type='NAME', ...)")
-    if others := sorted(set(method) - set(METHOD_KEYS)):
+    if others := sorted(set(method.to_dict()) - set(METHOD_KEYS)):          # without the names that it imports
         raise ValueError(f'{path} is not a method file: it sets {", ".join(others)}, where only '
                          f'{", ".join(METHOD_KEYS)} belong')
     return method
@@ -90,16 +100,15 @@ def apply_method(cfg, method_cfg):
         raise ValueError(f'e3va tunes model.backbone, which this config does not have (backbones: {found}). For a '
                          'model around another model, tune the inner one in a child config: '
                          "backbone=dict(type='e3va.Tuned', trunk=..., method=...)")
-    if backbone.type in TUNED:
+    if is_tuned(backbone):
         raise ValueError('a method given twice: the config tunes its backbone by '
                          f'{dict(backbone.get("method") or {})}, and --method asks for {dict(method_cfg.method)}; '
                          'drop one of them')
-    kind = backbone.type
-    backbone.trunk = kind if isinstance(kind, str) else f'{kind.__module__.partition(".")[0]}.{kind.__name__}'
+    backbone.trunk = type_name(backbone.type)
     backbone.type = 'e3va.Tuned'
     backbone.method = method_cfg.method
-    amp = 'Amp' in str((cfg.get('optim_wrapper') or {}).get('type'))
-    cfg.merge_from_dict({key: value for key, value in method_cfg.items() if key not in ('method', 'custom_imports')})
+    amp = wrapper_type(cfg.get('optim_wrapper') or {})[1].startswith('Amp')
+    cfg.merge_from_dict({key: method_cfg[key] for key in ('default_hooks', 'optim_wrapper') if key in method_cfg})
     imports = [imports for each in (cfg, method_cfg) if each.get('custom_imports')
                for imports in each.custom_imports['imports']]
     if imports:
@@ -151,33 +160,50 @@ def use_amp(cfg):
     wrapper = cfg.get('optim_wrapper')
     if wrapper is None:
         raise ValueError('mixed precision (--amp) needs a config with an optim_wrapper')
-    scope, dot, name = str(wrapper.get('type', 'OptimWrapper')).rpartition('.')
+    scope, name = wrapper_type(wrapper)
     if not name.startswith('Amp'):
-        wrapper.type = f'{scope}{dot}Amp{name}'
-        if OPTIM_WRAPPERS.get(wrapper.type) is None:
-            raise ValueError(f'the optimizer wrapper {scope}{dot}{name} has no mixed-precision twin {wrapper.type}')
+        twin = f'{scope}Amp{name}'
+        if OPTIM_WRAPPERS.get(twin) is None:
+            raise ValueError(f'the optimizer wrapper {scope}{name} has no mixed-precision twin {twin}')
+        wrapper.type = twin
     wrapper.setdefault('loss_scale', 'dynamic')
     return cfg
+
+
+def wrapper_type(wrapper):
+    """(scope with its dot, name) of an optimizer wrapper's type, e.g. ('e3va.', 'GPSOptimWrapper')."""
+    scope, dot, name = type_name(wrapper.get('type') or 'OptimWrapper', OPTIM_WRAPPERS).rpartition('.')
+    return scope + dot, name
+
+
+def is_tuned(backbone):
+    """Whether a backbone's config is one of e3va's."""
+    return type_name(backbone.get('type')) in TUNED
 
 
 def prepare(cfg):
     """Complete a config, in place, for this machine and for e3va; returns it.
 
-    Tuned backbones get the hooks that report and that save the random state; mmpretrain's loaders get the defaults
+    Tuned backbones get the hooks that report and that save the random state, and e3va's constructor of the optimizer
+    around the config's own; mmpretrain's loaders get the defaults
     that its own tools add; loaders without workers lose the options that torch refuses there; without a GPU a config
     in mixed precision, which mmengine refuses there, trains in single precision, and says so.
     """
     wrapper = cfg.get('optim_wrapper') or {}
-    if 'Amp' in str(wrapper.get('type')) and get_device() == 'cpu':
-        print_log(f'no GPU here: {wrapper.type} is replaced by its single-precision twin')
-        wrapper.type = wrapper.type.replace('Amp', '', 1)
+    scope, name = wrapper_type(wrapper)
+    if name.startswith('Amp') and get_device() == 'cpu':
+        print_log(f'no GPU here: {scope}{name} is replaced by its single-precision twin')
+        wrapper.type = scope + name.removeprefix('Amp')
         for option in ('loss_scale', 'dtype', 'use_fsdp'):
             wrapper.pop(option, None)
     ours = dict(report=dict(type='e3va.ReportHook'))
-    if any(backbone.get('type') in TUNED for _, backbone in backbones(cfg.get('model'), 'model')):
+    tuned = [backbone for _, backbone in backbones(cfg.get('model'), 'model') if is_tuned(backbone)]
+    for backbone in tuned:                                              # by names, so that what is saved names no class
+        backbone.update(type='e3va.Tuned', trunk=type_name(backbone.get('trunk')))
+    if tuned:
         ours['rng_state'] = dict(type='e3va.RngStateHook')
-        if cfg.get('optim_wrapper'):
-            cfg.optim_wrapper.setdefault('constructor', 'e3va.TunedOptimWrapperConstructor')
+        if wrapper:
+            construct(wrapper)
     cfg.default_hooks = {**ours, **(cfg.get('default_hooks') or {})}
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(key)
@@ -191,6 +217,14 @@ def prepare(cfg):
             loader.persistent_workers = False
             loader.pop('prefetch_factor', None)
     return cfg
+
+
+def construct(wrapper):
+    """Let e3va construct the optimizer, by way of the constructor that the config names (layer-wise rates), if any."""
+    stock = type_name(wrapper.get('constructor'), OPTIM_WRAPPER_CONSTRUCTORS)
+    if stock not in (None, CONSTRUCTOR, 'DefaultOptimWrapperConstructor'):
+        wrapper.paramwise_cfg = {**(wrapper.get('paramwise_cfg') or {}), 'constructor': stock}
+    wrapper.constructor = CONSTRUCTOR
 
 
 def backbones(cfg, key):

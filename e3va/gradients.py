@@ -1,28 +1,38 @@
 """The gradients that a selection asks for: summed over batches of training data, on every process the same."""
+import contextlib
+
 import torch
 from mmengine import dist
+from mmengine.logging import print_log
+from torch import nn
 
 from .loading import shorten
 from .methods.gps import sparse_layers
 from .tuned import find_tuned
 
+HEAD_STD = 0.02                                                         # of timm's heads, so of the public code's
 
-def select(model, batches, loss):
+
+def select(model, batches, loss, seed=0):
     """Let GPS select by |gradient|, the gradients of the weights being summed over batches (public code: no mean).
 
-    Everything but these weights is frozen meanwhile. The buffers end as they were.
+    Everything but these weights is frozen meanwhile. The buffers end as they were. A classifier's linear layer whose
+    weight is zero, as OpenMMLab's heads of ViTs start, would let no gradient through: for the selection it has random
+    weights, as in the public code, and afterwards its zeros again.
 
     Args:
         model (nn.Module): tuned by GPS, in the mode (train or eval) in which the losses are to be computed.
         batches (iterable): of training data; under DDP each process has its own.
         loss (callable): batch -> a scalar tensor, or None for a batch that has none: it is skipped.
+        seed (int): of a head's random weights, which are the first process's everywhere.
 
     Returns:
         dict: `used` and `skipped`, batches of all processes.
 
     Raises:
-        ValueError: no batch, none with a loss, a gradient that is not finite (the batch is named), a weight that the
-            trunk reads without calling its layer, so that selected entries of it would not train.
+        ValueError: no batch, none with a loss, a gradient that is not finite (the batch is named), a layer without any
+            gradient, a weight that the trunk reads without calling its layer, so that selected entries of it would not
+            train.
     """
     _, trunk = find_tuned(model)
     layers = sparse_layers(trunk)
@@ -37,7 +47,9 @@ def select(model, batches, loss):
         layer.weight.requires_grad_(True)
         layer.weight.grad = torch.zeros_like(layer.weight)
     trunk.tuning.hooked = True
+    started = contextlib.ExitStack()
     try:
+        started.enter_context(random_start(model, seed))
         for number, batch in enumerate(batches):
             value = loss(batch)
             count[int(value is None)] += 1
@@ -59,6 +71,7 @@ def select(model, batches, loss):
             trunk.tuning.method.choose(trunk, {name: layer.weight.grad.abs_() for name, layer in layers.items()})
         hooked = hooked or trunk.tuning.method.mode == 'sparse'         # in the mode 'mask' nothing masks as yet
     finally:
+        started.close()
         trunk.tuning.hooked = hooked
         for watch in watches:
             watch.remove()
@@ -68,6 +81,30 @@ def select(model, batches, loss):
         for layer in layers.values():
             layer.weight.grad = None
     return dict(used=int(count[0]), skipped=int(count[1]))
+
+
+@contextlib.contextmanager
+def random_start(model, seed):
+    """Random weights for the time of the context where a classifier's linear layer has zeros alone."""
+    trunk = find_tuned(model)[1]
+    layers = [trunk.get_submodule(name.rpartition('.')[0]) for name in sorted(trunk.tuning.head)]
+    layers += getattr(model, 'head', nn.Identity()).modules()
+    zeros = dict.fromkeys(layer.weight for layer in layers if isinstance(layer, nn.Linear) and not layer.weight.any())
+    if zeros:
+        print_log('GPS: the classifier starts at zero, which lets no gradient through; for the selection it is random',
+                  'current')
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in zeros:
+            drawn = torch.empty(weight.shape)
+            weight.copy_(nn.init.trunc_normal_(drawn, std=HEAD_STD, generator=generator))
+            dist.broadcast(weight.data)                                 # seeds may differ (diff_rank_seed)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight in zeros:
+                weight.zero_()
 
 
 def check_calls(trunk, layers, called):

@@ -75,7 +75,7 @@ def init_weights(trunk):
         type(trunk).init_weights(trunk)
     except (KeyError, IndexError) as error:
         config = getattr(trunk, 'init_cfg', None)
-        if not isinstance(config, dict) or config.get('type') != 'Pretrained':
+        if not isinstance(config, dict) or 'Pretrained' not in str(config.get('type')):       # a name, or a class
             raise
         raise ValueError(
             f'{config["checkpoint"]} does not hold the weights of a {type(trunk).__module__.partition(".")[0]} '

@@ -10,6 +10,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT_CONSTRUCTORS
 from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry
+from mmengine.utils import get_object_from_string
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope='e3va',
                   locations=['e3va.tuned', 'e3va.heads', 'e3va.trunks.timm_trunk'])
@@ -24,3 +25,21 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optim_wrapper_constructor', parent=ROOT_CONSTRUCTORS, scope='e3va', locations=['e3va.optim'])
 # Built by `METHODS.get(type)(**options)`: `METHODS.build` would look the type up in a library's scope and warn.
 METHODS = Registry('method', scope='e3va', locations=['e3va.methods', 'e3va.highway'])
+
+
+def type_name(kind, root=ROOT_MODELS):
+    """The `type` of a config as a name that mmengine's registry `root` and its children know; None stays None.
+
+    Configs of the newer style hold classes, and in a file that was written from one their dotted paths. What is
+    registered nowhere keeps its path, which registries import.
+    """
+    found = kind
+    if isinstance(kind, str):
+        found = get_object_from_string(kind) if kind.count('.') > 1 else None
+    if found is None:
+        return kind
+    for registry in (root, *root.children.values()):
+        for name, known in registry.module_dict.items():
+            if known is found:
+                return name if registry is root else f'{registry.scope}.{name}'
+    return kind if isinstance(kind, str) else f'{kind.__module__}.{kind.__qualname__}'

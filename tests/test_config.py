@@ -256,3 +256,131 @@ def test_print_config(capsys, tmp_path):
     tool('misc/print_config.py').main([RETINANET, '--method', 'e3va'])
     (tmp_path / 'printed.py').write_text(capsys.readouterr().out)
     assert load_config(tmp_path / 'printed.py')._cfg_dict == prepare(parse(RETINANET, '--method', 'e3va'))._cfg_dict
+
+
+# ---- configs of the newer style, whose types are classes
+
+NEW_STYLE = dict(
+    base='''
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.runner import EpochBasedTrainLoop
+from torch.optim import AdamW
+
+from mmpretrain.datasets import CIFAR10, LoadImageFromFile, PackInputs
+from mmpretrain.engine.optimizers import LearningRateDecayOptimWrapperConstructor
+
+optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=AdamW, lr=1e-3, weight_decay=0.05),
+                     constructor=LearningRateDecayOptimWrapperConstructor, paramwise_cfg=dict(layer_decay_rate=0.5))
+train_cfg = dict(type=EpochBasedTrainLoop, max_epochs=1)
+train_dataloader = dict(batch_size=2, num_workers=0, dataset=dict(
+    type=CIFAR10, data_root='gone', split='train', pipeline=[dict(type=LoadImageFromFile), dict(type=PackInputs)]))
+''',
+    task='''
+from mmengine.config import read_base
+from mmengine.model import PretrainedInit
+from mmpretrain.models import CrossEntropyLoss, ImageClassifier, LinearClsHead, VisionTransformer
+
+with read_base():
+    from .base import *
+
+model = dict(
+    type=ImageClassifier, head=dict(type=LinearClsHead, num_classes=5, in_channels=24, loss=dict(type=CrossEntropyLoss)),
+    backbone=dict(type=VisionTransformer, img_size=64, patch_size=16, init_cfg=None,
+                  arch=dict(embed_dims=24, num_layers=4, num_heads=2, feedforward_channels=48)))
+''',
+    amp='''
+from mmengine.config import read_base
+from mmengine.optim import AmpOptimWrapper
+
+with read_base():
+    from .task import *
+
+optim_wrapper.update(dict(type=AmpOptimWrapper, loss_scale='dynamic'))
+''',
+    tuned='''
+from mmengine.config import read_base
+from mmpretrain.models import VisionTransformer
+
+from e3va.methods import LoRA
+from e3va.tuned import Tuned
+
+with read_base():
+    from .task import *
+
+model.update(dict(backbone=dict(type=Tuned, trunk=VisionTransformer, method=dict(type=LoRA, rank=2))))
+''',
+    method='''
+from e3va.hooks import GPSHook
+from e3va.methods import GPS
+from e3va.optim import GPSOptimWrapper
+
+method = dict(type=GPS, k=2)
+default_hooks = dict(gps=dict(type=GPSHook))
+optim_wrapper = dict(type=GPSOptimWrapper)
+''')
+
+
+@pytest.fixture
+def new_style(tmp_path):
+    for name, text in NEW_STYLE.items():
+        (tmp_path / f'{name}.py').write_text(text)
+    return tmp_path
+
+
+def built(cfg):
+    """The config's model and optimizer wrapper."""
+    from mmengine.optim import build_optim_wrapper
+    from mmengine.registry import MODELS, DefaultScope
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(cfg.model)
+        return model, build_optim_wrapper(model, cfg.optim_wrapper)
+
+
+@pytest.mark.parametrize('dumped', [False, True])
+@pytest.mark.parametrize('task,method', [('task', 'lora'), ('task', 'method'), ('amp', 'gps'), ('amp', 'method'),
+                                         ('tuned', None)])
+def test_types_that_are_classes(new_style, task, method, dumped):
+    """The same run as from names, of the config as it is and as mmengine writes it to a file (dotted paths)."""
+    files = {name: new_style / f'{name}.py' for name in NEW_STYLE}
+    if dumped:
+        for name in NEW_STYLE:
+            Config.fromfile(files[name]).dump(files[name].with_suffix('.json'))
+            files[name] = files[name].with_suffix('.json')
+    words = ['--method', str(files.get(method, method))] if method else []
+    cfg = prepare(parse(str(files[task]), *words))
+    backbone = cfg.model.backbone
+    assert (backbone.type, backbone.trunk) == ('e3va.Tuned', 'mmpretrain.VisionTransformer')
+    assert cfg.default_scope == 'mmpretrain' and cfg.train_dataloader.collate_fn == dict(type='default_collate')
+    model, wrapper = built(cfg)
+    gps = task != 'tuned' and method != 'lora'
+    assert type(model.backbone.tuning.method).__name__ == ('GPS' if gps else 'LoRA')
+    assert model.backbone.tuning.config['type'] == 'mmpretrain.VisionTransformer'
+    assert type(wrapper).__name__ == ('GPSOptimWrapper' if gps else 'OptimWrapper')
+    assert cfg.optim_wrapper.paramwise_cfg.constructor == 'mmpretrain.LearningRateDecayOptimWrapperConstructor'
+    assert len({group['lr'] for group in wrapper.optimizer.param_groups}) == (6 if gps else 1)
+    checks.check_dataset('train_dataloader.dataset', cfg.train_dataloader.dataset, cfg.default_scope)
+    assert 'e3va.Tuned' in cfg.pretty_text
+    with pytest.raises(ValueError, match='a method given twice'):
+        apply_method(cfg, load_method('lora'))
+
+
+@pytest.mark.parametrize('dumped', [False, True])
+@pytest.mark.parametrize('task,method,twin', [
+    ('task', None, 'AmpOptimWrapper'), ('amp', None, 'AmpOptimWrapper'), ('task', 'method', 'e3va.AmpGPSOptimWrapper'),
+    ('amp', 'method', 'e3va.AmpGPSOptimWrapper')])
+def test_amp_of_classes(new_style, task, method, twin, dumped):
+    from e3va.registry import type_name
+    from mmengine.registry import OPTIM_WRAPPERS
+    files = {name: new_style / f'{name}.py' for name in NEW_STYLE}
+    if dumped:
+        for name in NEW_STYLE:
+            Config.fromfile(files[name]).dump(files[name].with_suffix('.json'))
+            files[name] = files[name].with_suffix('.json')
+    cfg = use_amp(parse(str(files[task]), *(['--method', str(files[method])] if method else [])))
+    assert type_name(cfg.optim_wrapper.type, OPTIM_WRAPPERS) == twin and cfg.optim_wrapper.loss_scale == 'dynamic'
+
+
+def test_cost_of_a_config_of_classes(new_style):
+    from e3va.cost.spec import make, stock, tuned
+    cfg = load_config(new_style / 'tuned.py')
+    assert tuned(stock(cfg), make('fixed', [])).model.backbone.trunk == 'mmpretrain.VisionTransformer'

@@ -207,6 +207,35 @@ def compiled_alike(tuned, x, backend):
     assert distance(gradients, compiled_gradients) <= 1e-5
 
 
+# OpenMMLab's own Swins cut their windows by a Python number, and run at the batch of the example alone.
+SHALLOW = dict(vit_timm=dict(depth=2, out_indices=(1,)),
+               swin_timm=dict(depths=(1, 1), num_heads=(1, 2), out_indices=(0, 1)))
+
+
+def other_batch(trunk, method):
+    """(model, example, images of another batch)."""
+    tuned = build(trunk, method, **SHALLOW[trunk]).eval()
+    stir(tuned)
+    return tuned, image(trunk), image(trunk, batch=3, seed=4)
+
+
+@pytest.mark.parametrize('trunk,method', pairs(SHALLOW))
+def test_trace(trunk, method, tmp_path):
+    """7. A trace that was saved and loaded gives the same outputs, at other batch sizes too."""
+    tuned, example, images = other_batch(trunk, method)
+    torch.jit.trace(tuned, example, check_trace=False).save(tmp_path / 'trace.pt')
+    assert distance(tuned(images), torch.jit.load(tmp_path / 'trace.pt')(images)) <= 1e-5
+
+
+@pytest.mark.parametrize('trunk,method', pairs(SHALLOW))
+def test_export(trunk, method):
+    """7. The same of torch.export with any number of images."""
+    tuned, example, images = other_batch(trunk, method)
+    with torch.no_grad():
+        program = torch.export.export(tuned, (example,), dynamic_shapes=({0: torch.export.Dim('batch', min=1)},))
+        assert distance(tuned(images), program.module()(images)) <= 1e-5
+
+
 @pytest.mark.parametrize('trunk,method', [
     ('swin_mmdet', 'full'), ('swin_mmdet', 'lora'), ('swin_mmdet', 'e3va'), ('vit_timm', 'full'), ('vit_timm', 'lora'),
     ('swin_mmdet', 'adaptformer'), ('swin_mmdet', 'compacter'), ('swin_mmdet', 'fact_tt'),

@@ -82,7 +82,7 @@ def detection(cfg, random, size, classes):
         masks=BitmapMasks(np.stack(masks).astype(np.uint8), h, w))
     sample.ignored_instances = InstanceData(bboxes=HorizontalBoxes(boxes[:0]), labels=torch.zeros(0).long(),
                                             masks=BitmapMasks(np.zeros((0, h, w), np.uint8), h, w))
-    if any(node.get('with_seg') or node.get('type') == 'LoadPanopticAnnotations'
+    if any(node.get('with_seg') or 'LoadPanopticAnnotations' in str(node.get('type'))
            for node in nodes(cfg.get('train_dataloader'))):
         sample.gt_sem_seg = PixelData(sem_seg=regions(random, size, classes))
     return sample

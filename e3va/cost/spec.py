@@ -8,7 +8,7 @@ import re
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from ..config import TUNED, apply_method, load_method
+from ..config import apply_method, is_tuned, load_method
 from ..methods import build_method
 
 
@@ -72,7 +72,7 @@ def stock(cfg):
     """A copy of a config with the backbone as the library has it, and without the weights that it would load."""
     cfg = copy.deepcopy(cfg)
     backbone = (cfg.get('model') or {}).get('backbone')
-    if isinstance(backbone, dict) and backbone.get('type') in TUNED:
+    if isinstance(backbone, dict) and is_tuned(backbone):
         backbone.type = backbone.pop('trunk')
         backbone.pop('method')
     if cfg.get('model'):

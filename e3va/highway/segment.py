@@ -80,8 +80,9 @@ class Surroundings:
 
 
 def plain():
-    """Whether to leave everything to autograd: nothing is recorded, or torch.compile decides what is kept."""
-    return not torch.is_grad_enabled() or torch.compiler.is_compiling()
+    """Whether to leave everything to autograd: nothing is recorded, torch.compile decides what is kept, or a trace,
+    which cannot be saved with our functions, is made."""
+    return not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 @dataclasses.dataclass

@@ -28,8 +28,9 @@ class GPSHook(Hook):
 
     Args:
         loss (str): 'supcon', of an image's features for a classifier, of pooled ones of boxes or regions for others;
-            or 'task', the loss that is trained (for a classifier the ablation Head+CE). Default: 'supcon' for a
-            classifier, 'task' for others, as the authors do for SAM.
+            or 'task', the loss that is trained (for a classifier the ablation Head+CE; a head that starts at zero has
+            random weights meanwhile, see `e3va.gradients.select`). Default: 'supcon' for a classifier, 'task' for
+            others, as the authors do for SAM.
         temperature (float): of 'supcon'.
         views (int): times that each image is loaded, augmented anew, into a batch. Default: 2 under 'supcon', as in
             the public code, else 1.
@@ -82,7 +83,7 @@ class GPSHook(Hook):
             number = min(len(loader), self.batches or len(loader))
             runner.logger.info(f'GPS: selecting by {loss}, on {number} batches of training data')
             count = select(model, told(itertools.islice(loader, number), number, runner.logger), partial(
-                task_loss if loss == 'task' else partial(contrastive_loss, whole, self.temperature), model))
+                task_loss if loss == 'task' else partial(contrastive_loss, whole, self.temperature), model), runner.seed)
         finally:
             set_random_state(state)
         layers = sparse_layers(find_tuned(model)[1])

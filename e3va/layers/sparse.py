@@ -3,6 +3,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from .adopted import AdoptedLinear
 from .sparse_product import Put, SparseProduct, put
@@ -72,6 +73,9 @@ class SparseWeight:
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
             x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+        if torch.jit.is_tracing():                                      # a trace cannot be saved with our functions
+            whole = self.whole().to(x.dtype)
+            return F.conv2d(x, whole, bias, *geometry) if geometry else F.linear(x, whole, bias)
         if geometry:
             return SparseProduct.apply(x, self.weight, self.index, self.values, bias, None, *geometry)
         rows = x.reshape(-1, x.shape[-1])       # so that the function's output is no view: an in-place ReLU may follow
@@ -167,7 +171,8 @@ class SparseAttention(SparseWeight, nn.MultiheadAttention):
             return super().forward(*inputs, **options)
         places = [(vars(self), 'in_proj_weight', self), (vars(self.out_proj), 'weight', self.out_proj)]
         for attributes, name, layer in places:                          # found before the parameters of these names
-            attributes[name] = Put.apply(getattr(layer, name), layer.index, layer.values)
+            attributes[name] = (layer.whole() if torch.jit.is_tracing() else
+                                Put.apply(getattr(layer, name), layer.index, layer.values))
         try:
             return super().forward(*inputs, **options)
         finally:

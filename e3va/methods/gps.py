@@ -18,6 +18,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from ..layers import SparseAttention, SparseConv2d, SparseLinear, SparseWeight
+from ..loading import shorten
 from ..registry import METHODS
 from ..surgery import replace
 from ..trunks import head_entries, unused
@@ -114,8 +115,13 @@ class GPS(Method):
 
         Args:
             scores (dict): {name of a sparse layer: tensor of its weight's shape}.
+
+        Raises:
+            ValueError: a layer whose gradients are all zero; at the level of the net, where it would get no entry, if
+                all layers are such.
         """
         layers = sparse_layers(trunk)
+        self.check_scores(scores)
         if self.level == 'net':
             sizes = [score.numel() for score in scores.values()]
             best = torch.cat([score.flatten() for score in scores.values()]).topk(
@@ -133,6 +139,24 @@ class GPS(Method):
                 chosen[name] = columns + rows * scores[name][0].numel()
         for name, index in chosen.items():
             layers[name].select(index)
+
+    def check_scores(self, scores):
+        """ValueError where nothing tells a layer's entries apart: sorting would select the last of each neuron."""
+        equal = [name for name, score in scores.items() if not score.is_meta and not score.any()]
+        if not equal or (self.level == 'net' and len(equal) < len(scores)):
+            return
+        if self.criterion == 'magnitude':                               # a checkpoint may be about to bring others
+            print_log(f'GPS: all weights of {shorten(equal)} are zero, so that their last entries are selected',
+                      'current', logging.WARNING)
+            return
+        if len(equal) == len(scores):
+            raise ValueError(f'GPS cannot select: no gradient reaches the trunk, in none of its {len(scores)} layers. '
+                             'Does the loss depend on its output, and is there a layer of zeros between them, such as '
+                             "a head that starts at zero? criterion='magnitude' needs no gradients")
+        raise ValueError(f'GPS cannot select in {shorten(equal)}: no gradient reaches these layers. If the loss does '
+                         'not use what they compute, leave their blocks out (without=, counted from 0) or take '
+                         "level='net', which selects nothing there; if DropPath left them out of a few batches, give "
+                         'more batches')
 
     def expect(self, trunk, given):
         """A selection over the net leaves each layer another number of entries: have as many as the state dict."""

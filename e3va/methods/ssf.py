@@ -59,7 +59,7 @@ def scaled(module, x, *args, **options):
     out = type(module).forward(module, x, *args, **options)
     if '2d' in type(module).__name__ and options.get('data_format') != 'channel_last':
         scale, shift = scale[:, None, None], shift[:, None, None]       # (B, C, H, W)
-    if out.dtype == torch.float32 and scale.dtype == torch.float32:
+    if out.dtype == torch.float32 and scale.dtype == torch.float32 and not torch.jit.is_tracing():
         return Scaled.apply(out, scale, shift)
     return (out * scale + shift).to(out.dtype)
 

@@ -36,7 +36,8 @@ LONGEST = dict(vit=200, swin=50)            # the longest published prompts; no 
 class Prompts(nn.Module):
     """p trained tokens (p, C), uniform in +-bound.
 
-    forward(batch) gives (batch, p, C), in training with a dropout that is drawn for each image.
+    forward(batch) gives (batch, p, C), in training with a dropout that is drawn for each image. The batch is given as
+    x.shape[0], which stays an unknown in a trace or an export; len(x) would become the number of the example.
     """
 
     def __init__(self, count, like, bound, dropout):
@@ -108,7 +109,7 @@ def deep_tokens(block, attention, x, **options):
     """The stock attention of a ViT's normed tokens x (B, L, C), with the block's prompts to attend to."""
     if options.get('attn_mask') is not None or options.get('is_causal'):
         raise ValueError('VPT takes no attn_mask and no is_causal: prompts are to be seen by every token')
-    both = torch.cat((x, norm_of(block)(block.prompts(len(x)))), dim=1)
+    both = torch.cat((x, norm_of(block)(block.prompts(x.shape[0]))), dim=1)
     stock = type(attention).forward
     if 'identity' in options:                                           # mmcv's takes keys of another length
         return stock(attention, x, key=both, **options)
@@ -138,14 +139,14 @@ def attend(attention, x, prompts, mask, asking=False):
     count, size = prompts.shape[1], x.shape[1]
     above = count if asking else 0
     given, own = split(prompts), split(x)
-    given = given[:, :, None].expand(-1, -1, len(x) // len(prompts), -1, -1, -1).flatten(1, 2)
+    given = given[:, :, None].expand(-1, -1, x.shape[0] // prompts.shape[0], -1, -1, -1).flatten(1, 2)
     q = torch.cat((given[0], own[0]), dim=-2) if asking else own[0]
     k, v = torch.cat((given[1:], own[1:]), dim=-2)
     bias = attention.relative_position_bias_table[attention.relative_position_index.view(-1)].view(size, size, -1)
     scores = attention.scale * q @ k.transpose(-2, -1) + F.pad(bias.permute(2, 0, 1), (count, 0, above, 0))
     if mask is not None:
         mask = F.pad(mask, (count, 0, above, 0))[:, None]
-        scores = (scores.unflatten(0, (-1, len(mask))) + mask).flatten(0, 1)
+        scores = (scores.unflatten(0, (-1, mask.shape[0])) + mask).flatten(0, 1)
     out = attention.attn_drop(scores.softmax(dim=-1)) @ v
     return attention.proj_drop(attention.proj(out.transpose(1, 2).flatten(2)))
 
@@ -157,7 +158,7 @@ def shallow_tokens(trunk, image, **options):
 
     def through(i, j, block, x, shape):
         if j == 0:
-            x = torch.cat((x, block.prompts(len(x))), dim=1)
+            x = torch.cat((x, block.prompts(x.shape[0])), dim=1)
         return through_branch(parts, 'mlp', block, through_branch(parts, 'attn', block, x, shape), shape)
 
     return walk(trunk, parts, image, through, lambda tap, x: x[:, :-count])
@@ -169,7 +170,7 @@ def shallow_windows(trunk, image, **options):
     parts = trunk.tuning.parts
 
     def through(i, j, block, x, shape):
-        x, prompts = x if isinstance(x, tuple) else (x, block.prompts(len(x)))
+        x, prompts = x if isinstance(x, tuple) else (x, block.prompts(x.shape[0]))
         attention = attention_of(block)
         attention.beside = norm_of(block)(prompts)
         x = through_branch(parts, 'attn', block, x, shape)
@@ -194,5 +195,5 @@ def shallow_attention(attention, x, mask=None):
     prompts = attention.beside
     out = attend(attention, x, prompts, mask, asking=True)
     count = prompts.shape[1]
-    attention.beside = out[:, :count].unflatten(0, (len(prompts), -1)).mean(dim=1)
+    attention.beside = out[:, :count].unflatten(0, (prompts.shape[0], -1)).mean(dim=1)
     return out[:, count:]

@@ -77,7 +77,7 @@ def maps(trunk, image):
 
 def init_weights(trunk):
     """Load the checkpoint that `init_cfg` names; without one the values that timm gave at construction stay."""
-    if trunk.init_cfg and trunk.init_cfg.get('type') == 'Pretrained':
+    if trunk.init_cfg and 'Pretrained' in str(trunk.init_cfg.get('type')):         # a name, or a class
         load_timm(trunk, trunk.init_cfg['checkpoint'])
 
 

@@ -80,7 +80,7 @@ def make(tmp_path, monkeypatch):
     READ.clear()
 
     def make(method=None, data=None, loop=None, hooks=(), wrapper='e3va.GPSOptimWrapper', decay=0., resume=False,
-             drop=0.3, **options):
+             drop=0.3, seed=0, **options):
         loop = loop or dict(by_epoch=True, max_epochs=2)
         return Runner(
             model=classifier({'type': 'GPS', **(method or {})}, drop=drop), work_dir='run', train_cfg=loop,
@@ -93,7 +93,7 @@ def make(tmp_path, monkeypatch):
                 rng_state=dict(type='e3va.RngStateHook'), gps=dict(type='e3va.GPSHook', **options),
                 checkpoint=dict(type='CheckpointHook', interval=1 if loop['by_epoch'] else 4,
                                 by_epoch=loop['by_epoch'])),
-            custom_hooks=list(hooks), randomness=dict(seed=0), resume=resume, default_scope='mmpretrain',
+            custom_hooks=list(hooks), randomness=dict(seed=seed), resume=resume, default_scope='mmpretrain',
             experiment_name=f'{tmp_path}{next(names)}')
     return make
 
@@ -230,6 +230,31 @@ def test_options(options, words):
     from e3va.hooks import GPSHook
     with pytest.raises(ValueError, match=words):
         GPSHook(**options)
+
+
+@pytest.mark.parametrize('seed', [0, 7])
+def test_a_head_of_zeros_has_random_weights_meanwhile(make, seed):
+    """The selection is that of a head drawn with the run's seed, by hand; the training starts at the zeros."""
+    runner = make(loss='task', batch_size=8, drop=0., hooks=[Interrupt(0)], seed=seed)
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    head = runner.model.head.layers.head
+    assert not head.weight.any() and not head.bias.any()
+    given = READ[1:9]                                                   # the first tells what kind of data these are
+    again = classifier(dict(type='GPS'), drop=0.)
+    again.init_weights()
+    drawn = torch.nn.init.trunc_normal_(torch.empty(CLASSES, 24), std=0.02,
+                                        generator=torch.Generator().manual_seed(seed))
+    layers = sparse_layers(again)
+    for layer in layers.values():
+        layer.weight.requires_grad_(True)
+    features = again.eval().backbone(torch.stack([inputs for _, inputs in given]))[0]
+    torch.nn.functional.cross_entropy(features @ drawn.T, torch.tensor([n % CLASSES for n, _ in given])).backward()
+    for mine, layer in zip(indices(runner.model), layers.values(), strict=True):
+        rows = layer.weight.grad.abs().flatten(1)
+        want = (rows.argmax(1) + rows.shape[1] * torch.arange(len(rows)))[:, None]
+        assert torch.equal(mine, want.int())
+        assert not torch.equal(want[:, 0] % rows.shape[1], torch.full((len(rows),), rows.shape[1] - 1))     # of zeros
 
 
 def test_task_loss_bounded_batches_and_own_pipeline(make):

@@ -189,6 +189,50 @@ def test_selection_is_the_public_code_s(k):
             assert not layer.weight.requires_grad and layer.values.requires_grad and layer.weight.grad is None
 
 
+@pytest.mark.parametrize('level,words', [
+    ('neuron', 'in blocks.2.attn.qkv, blocks.2.attn.proj, .*: no gradient reaches these'), ('net', None)])
+def test_layers_without_gradient(level, words):
+    """Sorting zeros would select the last inputs. Over the net such layers get no entry."""
+    tuned = e3va.tune(small_vit(), dict(type='GPS', level=level))
+
+    def loss(batch):
+        x = tuned.blocks[:2](tuned._pos_embed(tuned.patch_embed(batch)))
+        return projected(x)
+    if words:
+        with pytest.raises(ValueError, match=words):
+            select(tuned, batches(), loss)
+        assert not selected(tuned)
+        without = e3va.tune(small_vit(), dict(type='GPS', level=level, without=2))
+        tuned = without
+    select(tuned, batches(), loss)
+    assert selected(tuned)
+    assert level == 'neuron' or tuned.blocks[2].attn.qkv.index.numel() == 0
+
+
+@pytest.mark.parametrize('level', ['neuron', 'layer', 'net'])
+def test_no_gradient_at_all(level):
+    """A norm of zeros behind the trunk; the weights end as they were."""
+    tuned = e3va.tune(small_vit(), dict(type='GPS', level=level))
+    torch.nn.init.zeros_(tuned.norm.weight)
+    before = copy.deepcopy(tuned.state_dict())
+    with pytest.raises(ValueError, match='no gradient reaches the trunk, in none of its 13 layers.*layer of zeros'):
+        select(tuned, batches(), lambda batch: projected(tuned(batch)))
+    assert all(torch.equal(value, before[name]) for name, value in tuned.state_dict().items())
+
+
+def test_a_head_of_zeros():
+    """timm's: random for the selection, the same whatever was drawn before, and zeros afterwards."""
+    found = []
+    for draw in (1, 2):
+        tuned = e3va.tune(small_vit(), 'GPS')
+        torch.nn.init.zeros_(tuned.head.weight)
+        torch.manual_seed(draw)
+        select(tuned, batches(), lambda batch: projected(tuned(batch)), seed=3)
+        assert not tuned.head.weight.any() and tuned.head.weight.requires_grad
+        found.append(torch.cat([layer.index.flatten() for layer in sparse_layers(tuned).values()]))
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize('trunk,rest', [
     ('swin_mmdet', {'relative_position_bias_table', 'qkv.bias', 'proj.bias', '0.0.bias', 'layers.1.bias',
                     'projection.bias'}),
