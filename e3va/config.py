@@ -1,12 +1,14 @@
 """From the names on a command line to a config that a runner can be built from."""
 import copy
 import importlib.util
+import re
 from pathlib import Path
 
 import torch
 import yaml
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.registry import OPTIM_WRAPPERS
 
@@ -163,7 +165,8 @@ def use_amp(cfg):
 def prepare(cfg):
     """Complete a config, in place, for this machine and for e3va; returns it.
 
-    Tuned backbones get the hooks that report and that save the random state; mmpretrain's loaders get the defaults
+    Tuned backbones get the hooks that report and that save the random state; mmengine's CheckpointHook becomes e3va's,
+    which loses no run; mmpretrain's loaders get the defaults
     that its own tools add; loaders without workers lose the options that torch refuses there; without a GPU a config
     in mixed precision, which mmengine refuses there, trains in single precision, and says so.
     """
@@ -178,6 +181,7 @@ def prepare(cfg):
         cfg.default_hooks = {**ours, **(cfg.get('default_hooks') or {})}
         if cfg.get('optim_wrapper'):
             cfg.optim_wrapper.setdefault('constructor', 'e3va.TunedOptimWrapperConstructor')
+    keep_checkpoints_whole(cfg)
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(key)
         if not isinstance(loader, dict):
@@ -190,6 +194,24 @@ def prepare(cfg):
             loader.persistent_workers = False
             loader.pop('prefetch_factor', None)
     return cfg
+
+
+def keep_checkpoints_whole(cfg):
+    """Put e3va's CheckpointHook, which takes the same options, in the place of mmengine's; another class stays."""
+    named = cfg.get('default_hooks') or {}
+    if 'checkpoint' not in named:                                       # mmengine's default
+        cfg.default_hooks = {**named, 'checkpoint': dict(type='CheckpointHook', interval=1)}
+    for hook in [*cfg.default_hooks.values(), *(cfg.get('custom_hooks') or ())]:
+        if isinstance(hook, dict) and is_mmengine_s(hook.get('type')):
+            hook['type'] = 'e3va.CheckpointHook'
+    kind = (cfg.default_hooks.checkpoint or {}).get('type')
+    if kind not in (None, 'e3va.CheckpointHook'):
+        print_log(f'checkpoints are written by {kind}: whether a kill or a full disk loses them is up to that')
+
+
+def is_mmengine_s(kind):
+    """Whether a type, or its name, is mmengine's own CheckpointHook."""
+    return kind is CheckpointHook or bool(re.fullmatch(r'(mmengine\.(\w+\.)*)?CheckpointHook', str(kind)))
 
 
 def backbones(cfg, key):

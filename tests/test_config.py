@@ -178,7 +178,29 @@ def test_hooks_of_tuned_configs_alone():
     tuned = prepare(parse(RETINANET, '--method', 'fixed'))
     assert set(tuned.default_hooks) - set(stock.default_hooks) == {'rng_state', 'report'}
     bare = prepare(Config(dict(model=dict(backbone=dict(type='e3va.Tuned')))))
-    assert set(bare.default_hooks) == {'rng_state', 'report'}
+    assert set(bare.default_hooks) == {'rng_state', 'report', 'checkpoint'}
+
+
+def test_the_checkpoint_hook_is_e3va_s():
+    """mmengine's, however it is named, keeps its options; another class stays, and no hook stays none."""
+    def hooks(**given):
+        return prepare(Config(dict(model={}, **given)))
+
+    ours = 'e3va.CheckpointHook'
+    assert hooks().default_hooks.checkpoint == dict(type=ours, interval=1)
+    options = dict(interval=2, by_epoch=False, max_keep_ckpts=1, save_best='mIoU')
+    for name in ('CheckpointHook', 'mmengine.CheckpointHook', 'mmengine.hooks.checkpoint_hook.CheckpointHook'):
+        cfg = hooks(default_hooks=dict(checkpoint=dict(type=name, **options), timer=dict(type='IterTimerHook')),
+                    custom_hooks=[dict(type=name, interval=3), dict(type='EMAHook')])
+        assert cfg.default_hooks == dict(checkpoint=dict(type=ours, **options), timer=dict(type='IterTimerHook'))
+        assert cfg.custom_hooks == [dict(type=ours, interval=3), dict(type='EMAHook')]
+    assert hooks(default_hooks=dict(checkpoint=None)).default_hooks == dict(checkpoint=None)
+
+
+def test_another_checkpoint_hook_stays(capsys):
+    own = dict(checkpoint=dict(type='mmdet.MyCheckpointHook', interval=1))
+    assert prepare(Config(dict(model={}, default_hooks=own))).default_hooks == own
+    assert 'checkpoints are written by mmdet.MyCheckpointHook' in capsys.readouterr().out
 
 
 def test_loader_defaults():
