@@ -10,6 +10,7 @@ from urllib.error import URLError
 from mmengine.config import DictAction
 
 from .config import apply_method, apply_settings, load_config, load_method
+from .files import FULL
 
 
 class Options(DictAction):
@@ -98,6 +99,10 @@ def message(error):
     if isinstance(error, URLError):
         return (f'a download failed: {error}. Give the file by its path, for weights '
                 '--cfg-options model.backbone.init_cfg.checkpoint=PATH, or load_from=PATH where the config has that')
+    if full_disk(error):
+        where = f' for {error.filename}' if error.filename else ''
+        return (f'the disk is full{where}: make room; files that were whole are as they were, and a training goes on '
+                'with --resume')
     if empty_dataset(error):
         return (f'{empty_dataset(error)}.dataset is empty: no image of it is left; look at its ann_file, its folders, '
                 'its filter_cfg and its classes (metainfo)')
@@ -111,13 +116,18 @@ def empty_dataset(error):
     return f'{stages[-1]}_dataloader' if '_serialize_data' in calls and stages else None
 
 
+def full_disk(error):
+    """Whether an error is about a full disk: logs and the dumped config are mmengine's own to write."""
+    return isinstance(error, OSError) and error.errno in FULL
+
+
 def is_users(error):
     """Whether an error is about the input.
 
-    Raised by our own code, a missing file or page, or a registry's: a type that it does not know, an argument that the
-    type does not take.
+    Raised by our own code, a missing file or page, a full disk, or a registry's: a type that it does not know, an
+    argument that the type does not take.
     """
-    if isinstance(error, (FileNotFoundError, URLError)) or empty_dataset(error):
+    if isinstance(error, (FileNotFoundError, URLError)) or full_disk(error) or empty_dataset(error):
         return True
     frame = traceback.extract_tb(error.__traceback__)[-1]
     file, package = Path(frame.filename).resolve(), Path(__file__).resolve().parent

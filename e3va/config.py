@@ -1,12 +1,14 @@
 """From the names on a command line to a config that a runner can be built from."""
 import copy
 import importlib.util
+import re
 from pathlib import Path
 
 import torch
 import yaml
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 
@@ -185,9 +187,9 @@ def prepare(cfg):
     """Complete a config, in place, for this machine and for e3va; returns it.
 
     Tuned backbones get the hooks that report and that save the random state, and e3va's constructor of the optimizer
-    around the config's own; mmpretrain's loaders get the defaults
-    that its own tools add; loaders without workers lose the options that torch refuses there; without a GPU a config
-    in mixed precision, which mmengine refuses there, trains in single precision, and says so.
+    around the config's own; mmengine's CheckpointHook becomes e3va's, which loses no run; mmpretrain's loaders get the
+    defaults that its own tools add; loaders without workers lose the options that torch refuses there; without a GPU
+    a config in mixed precision, which mmengine refuses there, trains in single precision, and says so.
     """
     wrapper = cfg.get('optim_wrapper') or {}
     scope, name = wrapper_type(wrapper)
@@ -205,6 +207,7 @@ def prepare(cfg):
         if wrapper:
             construct(wrapper)
     cfg.default_hooks = {**ours, **(cfg.get('default_hooks') or {})}
+    keep_checkpoints_whole(cfg)
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         loader = cfg.get(key)
         if not isinstance(loader, dict):
@@ -225,6 +228,24 @@ def construct(wrapper):
     if stock not in (None, CONSTRUCTOR, 'DefaultOptimWrapperConstructor'):
         wrapper.paramwise_cfg = {**(wrapper.get('paramwise_cfg') or {}), 'constructor': stock}
     wrapper.constructor = CONSTRUCTOR
+
+
+def keep_checkpoints_whole(cfg):
+    """Put e3va's CheckpointHook, which takes the same options, in the place of mmengine's; another class stays."""
+    named = cfg.get('default_hooks') or {}
+    if 'checkpoint' not in named:                                       # mmengine's default
+        cfg.default_hooks = {**named, 'checkpoint': dict(type='CheckpointHook', interval=1)}
+    for hook in [*cfg.default_hooks.values(), *(cfg.get('custom_hooks') or ())]:
+        if isinstance(hook, dict) and is_mmengine_s(hook.get('type')):
+            hook['type'] = 'e3va.CheckpointHook'
+    kind = (cfg.default_hooks.checkpoint or {}).get('type')
+    if kind not in (None, 'e3va.CheckpointHook'):
+        print_log(f'checkpoints are written by {kind}: whether a kill or a full disk loses them is up to that')
+
+
+def is_mmengine_s(kind):
+    """Whether a type, or its name, is mmengine's own CheckpointHook."""
+    return kind is CheckpointHook or bool(re.fullmatch(r'(mmengine\.(\w+\.)*)?CheckpointHook', str(kind)))
 
 
 def backbones(cfg, key):

@@ -2,12 +2,12 @@
 import hashlib
 import json
 import os
-import tempfile
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from .files import replacing
 from .layers.quantised import BITS, pack, unpack
 
 VERSION = 2                                                             # 1: a single trunk, and written for one still
@@ -28,22 +28,14 @@ def write(path, tensors, meta, bits=None):
     Args:
         bits (dict): {name: bits} of the matrices that are written as codes, see `layers.quantised`.
     """
-    path, tensors, bits = os.path.abspath(path), dict(tensors), bits or {}
+    tensors, bits = dict(tensors), bits or {}
     meta = dict(meta, packed={name: (count, *tensors[name].shape) for name, count in bits.items()})
     for name, count in bits.items():
         tensors[name] = pack(tensors[name], tensors.pop(f'{name}_statistics'), count)
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     text = json.dumps(dict(meta, version=VERSION if 'trunks' in meta else 1), default=plain)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=os.path.dirname(path), prefix='.delta-')
-    os.close(handle)
-    try:
-        save_file(tensors, scratch, metadata=dict(e3va=text, sha256=fingerprint(tensors, text)))
-        os.chmod(scratch, 0o644)                                        # mkstemp's 600 is for secrets
-        os.replace(scratch, path)
-    finally:
-        if os.path.exists(scratch):
-            os.remove(scratch)
+    with replacing(path) as file:
+        file.write(save(tensors, metadata=dict(e3va=text, sha256=fingerprint(tensors, text))))
 
 
 def read(path):

@@ -1,4 +1,7 @@
 """The runner of a config; on a machine without accelerators several processes train under gloo."""
+import contextlib
+import os
+
 from mmengine.device import get_device
 from mmengine.dist import is_distributed
 from mmengine.logging import print_log
@@ -7,6 +10,16 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import distributed
 from torch.nn import SyncBatchNorm
+
+from . import files
+
+RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')      # set by the launchers
+
+
+def alone(cfg):
+    """Have the work dir of a run to itself; its first process stands for all. ValueError where another run has it."""
+    rank = os.environ.get(RANKS.get(cfg.get('launcher'), ''), 0)
+    return files.alone(cfg.work_dir) if int(rank) == 0 else contextlib.nullcontext()
 
 
 def build_runner(cfg):

@@ -15,9 +15,10 @@ from collections import Counter
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from .delta import delta, odd_values
+from .files import write
 from .layers import Emptied, served
 from .loading import shorten
 from .methods.base import number
@@ -66,11 +67,9 @@ def export_peft(model, folder):
         r=rank, lora_alpha=whole(scale * rank), target_modules=list(layers), modules_to_save=modules or None,
         rank_pattern=odd, alpha_pattern={name: whole(scale * own) for name, own in odd.items()},
         lora_dropout=0., bias='none', fan_in_fan_out=False, use_rslora=False, use_dora=False, init_lora_weights=True)
-    os.makedirs(folder, exist_ok=True)
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
-              os.path.join(folder, TENSORS), metadata=dict(format='pt'))
-    with open(os.path.join(folder, CONFIG), 'w') as file:
-        json.dump(config, file, indent=2)
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    write(os.path.join(folder, TENSORS), save(tensors, metadata=dict(format='pt')))
+    write(os.path.join(folder, CONFIG), json.dumps(config, indent=2))
 
 
 def import_peft(model, folder):

@@ -5,6 +5,7 @@ that fails, and allows `getattr`, by which any function can be reached. Here the
 OpenMMLab, timm and the authors of public weights hold, and there is no falling back unless the user asks for it.
 """
 import argparse
+import ast
 import contextlib
 import io
 import os
@@ -38,15 +39,20 @@ def trusting(trust=True):
         _trusted = before
 
 
-def read_checkpoint(file, map_location='cpu'):
+class CodeInside(ValueError):
+    """A checkpoint that is whole, and can be read by running what it asks for alone."""
+
+
+def read_checkpoint(file, map_location='cpu', **options):
     """What a checkpoint holds: a dict, of a `.pth` in any format of torch or of a `.safetensors`.
 
     Args:
         file (str or file object): a local file.
+        **options: of `torch.load`, e.g. `mmap=True`.
 
     Raises:
-        ValueError: no such file, one that is no checkpoint or is damaged, or one that would run code (inside
-            `trusting` it runs).
+        ValueError: no such file, one that is no checkpoint or is damaged; `CodeInside` for one that would run code
+            (inside `trusting` it runs).
     """
     name = file
     if not hasattr(file, 'read'):
@@ -57,7 +63,7 @@ def read_checkpoint(file, map_location='cpu'):
             return load_file(name, device=str(map_location or 'cpu'))
         except (SafetensorError, OSError) as error:
             raise ValueError(f'{name} is not a readable checkpoint (truncated or damaged): {error}') from error
-    return check_content(name, load(file, name, map_location))
+    return check_content(name, load(file, name, map_location, **options))
 
 
 def check_file(path):
@@ -79,18 +85,18 @@ def check_file(path):
             raise ValueError(f'{path} is no checkpoint, but {what}')
 
 
-def load(file, name, map_location):
+def load(file, name, map_location, **options):
     """torch's reader, by the allow-list; ValueError says what of a file would be executed, or that it is damaged."""
     try:
         if _trusted:
-            return torch.load(file, map_location=map_location, weights_only=False)
+            return torch.load(file, map_location=map_location, weights_only=False, **options)
         with torch.serialization.safe_globals(allowed()), warnings.catch_warnings():
             warnings.filterwarnings('ignore', 'Detected pickle protocol')
-            return torch.load(file, map_location=map_location, weights_only=True)
+            return torch.load(file, map_location=map_location, weights_only=True, **options)
     except Exception as error:                                          # a pickle can fail in any way
         wanted = [] if _trusted else executed(file, error)
         if wanted:
-            raise ValueError(
+            raise CodeInside(
                 f'{name} holds more than weights: to read it, {", ".join(wanted)} would be executed. If you trust '
                 'whoever made it, give --trust-checkpoint (in Python: with e3va.trusted.trusting(): ...)') from None
         # torch's own first words advise to read it unsafely
@@ -141,6 +147,43 @@ def statistic(owner, name):
     if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
         return getattr(owner, name)
     raise pickle.UnpicklingError('GLOBAL builtins.getattr is asked for')
+
+
+# ---- What a checkpoint says of its run -------------------------------------------------------------------------------
+
+
+def recorded_config(checkpoint):
+    """What a checkpoint says of its run, {name: plain values}: its config is a program, which is read and not run."""
+    meta = checkpoint.get('meta')
+    text = meta.get('cfg') if isinstance(meta, dict) else None
+    found = {}
+    try:
+        statements = ast.parse(text).body if isinstance(text, str) else ()
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return {}
+    for statement in statements:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            found[statement.targets[0].id] = value_of(statement.value)
+    model = found.get('model')
+    if not isinstance(model, dict) or not isinstance(model.get('backbone', {}), dict):
+        found.pop('model', None)
+    return found
+
+
+def value_of(node):
+    """The value of an expression of plain ones, as mmengine writes configs; None for what it would take to run."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args:
+        return {word.arg: value_of(word.value) for word in node.keywords if word.arg}
+    if isinstance(node, ast.Dict):
+        return {value_of(key): value_of(value) for key, value in zip(node.keys, node.values)
+                if isinstance(key, ast.Constant)}
+    if isinstance(node, (ast.List, ast.Tuple)):
+        values = [value_of(item) for item in node.elts]
+        return values if isinstance(node, ast.List) else tuple(values)
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return None
 
 
 # ---- mmengine's loaders ----------------------------------------------------------------------------------------------

@@ -66,8 +66,8 @@ def runner_of(folder, model, hooks, watch, resume=False, epochs=3, train_cfg=Non
         param_scheduler=[dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=3),
                          dict(type='CosineAnnealingLR', by_epoch=True)] if schedule else None,
         default_hooks=dict(
-            **hooks, rng_state=dict(type='e3va.RngStateHook'), logger=dict(type='LoggerHook', interval=1),
-            checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=train_cfg['by_epoch'])),
+            rng_state=dict(type='e3va.RngStateHook'), logger=dict(type='LoggerHook', interval=1),
+            **{'checkpoint': dict(type='CheckpointHook', interval=1, by_epoch=train_cfg['by_epoch']), **hooks}),
         custom_hooks=[watch, *ema], randomness=dict(seed=seed),
         visualizer=dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')]), log_level='INFO', **options)
 

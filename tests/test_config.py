@@ -176,9 +176,32 @@ def test_amp_config_without_gpu(capsys):
 def test_hooks_of_tuned_configs_alone():
     stock = prepare(load_config(RETINANET))
     tuned = prepare(parse(RETINANET, '--method', 'fixed'))
-    assert set(tuned.default_hooks) - set(stock.default_hooks) == {'rng_state', 'report'}
+    assert set(tuned.default_hooks) - set(stock.default_hooks) == {'rng_state'}
     bare = prepare(Config(dict(model=dict(backbone=dict(type='e3va.Tuned')))))
-    assert set(bare.default_hooks) == {'rng_state', 'report'}
+    assert set(bare.default_hooks) == {'rng_state', 'report', 'checkpoint'}
+
+
+def test_the_checkpoint_hook_is_e3va_s():
+    """mmengine's, however it is named, keeps its options; another class stays, and no hook stays none."""
+    def hooks(**given):
+        return prepare(Config(dict(model={}, **given)))
+
+    ours = 'e3va.CheckpointHook'
+    assert hooks().default_hooks.checkpoint == dict(type=ours, interval=1)
+    options = dict(interval=2, by_epoch=False, max_keep_ckpts=1, save_best='mIoU')
+    for name in ('CheckpointHook', 'mmengine.CheckpointHook', 'mmengine.hooks.checkpoint_hook.CheckpointHook'):
+        cfg = hooks(default_hooks=dict(checkpoint=dict(type=name, **options), timer=dict(type='IterTimerHook')),
+                    custom_hooks=[dict(type=name, interval=3), dict(type='EMAHook')])
+        assert cfg.default_hooks == dict(report=dict(type='e3va.ReportHook'), checkpoint=dict(type=ours, **options),
+                                         timer=dict(type='IterTimerHook'))
+        assert cfg.custom_hooks == [dict(type=ours, interval=3), dict(type='EMAHook')]
+    assert hooks(default_hooks=dict(checkpoint=None)).default_hooks.checkpoint is None
+
+
+def test_another_checkpoint_hook_stays(capsys):
+    own = dict(checkpoint=dict(type='mmdet.MyCheckpointHook', interval=1))
+    assert prepare(Config(dict(model={}, default_hooks=own))).default_hooks.checkpoint == own['checkpoint']
+    assert 'checkpoints are written by mmdet.MyCheckpointHook' in capsys.readouterr().out
 
 
 def test_loader_defaults():
@@ -284,7 +307,8 @@ with read_base():
     from .base import *
 
 model = dict(
-    type=ImageClassifier, head=dict(type=LinearClsHead, num_classes=5, in_channels=24, loss=dict(type=CrossEntropyLoss)),
+    type=ImageClassifier,
+    head=dict(type=LinearClsHead, num_classes=5, in_channels=24, loss=dict(type=CrossEntropyLoss)),
     backbone=dict(type=VisionTransformer, img_size=64, patch_size=16, init_cfg=None,
                   arch=dict(embed_dims=24, num_layers=4, num_heads=2, feedforward_channels=48)))
 ''',
@@ -369,8 +393,9 @@ def test_types_that_are_classes(new_style, task, method, dumped):
     ('task', None, 'AmpOptimWrapper'), ('amp', None, 'AmpOptimWrapper'), ('task', 'method', 'e3va.AmpGPSOptimWrapper'),
     ('amp', 'method', 'e3va.AmpGPSOptimWrapper')])
 def test_amp_of_classes(new_style, task, method, twin, dumped):
-    from e3va.registry import type_name
     from mmengine.registry import OPTIM_WRAPPERS
+
+    from e3va.registry import type_name
     files = {name: new_style / f'{name}.py' for name in NEW_STYLE}
     if dumped:
         for name in NEW_STYLE:

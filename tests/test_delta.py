@@ -1,4 +1,5 @@
 """Deltas: what is in them, what refuses them, and the mm inference APIs that load them."""
+import errno
 import json
 import shutil
 import struct
@@ -125,8 +126,8 @@ def test_metadata_is_json(saved):
 def test_failed_save_leaves_the_old_file(saved, monkeypatch):
     _, tuned, path = saved
     before = path.read_bytes()
-    monkeypatch.setattr('e3va.delta_file.save_file', lambda *a, **k: (_ for _ in ()).throw(OSError('disk full')))
-    with pytest.raises(OSError):
+    monkeypatch.setattr('os.fsync', lambda handle: (_ for _ in ()).throw(OSError(errno.ENOSPC, 'No space left')))
+    with pytest.raises(ValueError, match='delta.safetensors cannot be written: No space left; what was there'):
         e3va.save_delta(tuned, path)
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == [path.name]
 

@@ -4,12 +4,12 @@
 """
 from mmengine.device import get_device
 from mmengine.logging import print_log
-from mmengine.runner import find_latest_checkpoint
 
 from e3va.checks import check
 from e3va.command_line import one_line_errors, read_run_config, run_parser
 from e3va.config import prepare, use_amp
-from e3va.distributed import build_runner
+from e3va.distributed import alone, build_runner
+from e3va.resume import check_resumable, newest_checkpoint
 from e3va.trusted import trusting
 
 
@@ -17,7 +17,7 @@ def parser():
     parser = run_parser(__doc__)
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                        help='continue from this checkpoint, or from the latest one in the work dir')
+                        help='continue from this checkpoint, or from the newest whole one in the work dir')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate from the config\'s base_batch_size to the real batch size')
     return parser
@@ -35,10 +35,12 @@ def configure(args):
             raise ValueError('--auto-scale-lr needs auto_scale_lr = dict(base_batch_size=...) in the config')
         cfg.auto_scale_lr.enable = True
     if args.resume:
-        checkpoint = find_latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
+        checkpoint = newest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
         if checkpoint is None:  # keeps the config's load_from, unlike mmengine: the trunk would be random
             print_log(f'nothing to resume in {cfg.work_dir}: starting anew')
         else:
+            print_log(f'resuming from {checkpoint}')
+            check_resumable(checkpoint, cfg)
             cfg.resume, cfg.load_from = True, checkpoint
     check(prepare(cfg), 'train')
     return cfg
@@ -47,7 +49,9 @@ def configure(args):
 def main(argv=None):
     args = parser().parse_args(argv)
     with one_line_errors(), trusting(args.trust_checkpoint):
-        build_runner(configure(args)).train()
+        cfg = configure(args)
+        with alone(cfg):
+            build_runner(cfg).train()
 
 
 if __name__ == '__main__':

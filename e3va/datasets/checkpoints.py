@@ -14,6 +14,8 @@ from timm.models.swin_transformer import SwinTransformer, get_relative_position_
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from ..files import replacing
+
 FORMATS = ('official', 'mmpretrain', 'timm')
 SAM = dict(sam_vit_b=dict(embed_dim=768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11)),
            sam_vit_l=dict(embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23)),
@@ -60,10 +62,8 @@ def make_checkpoint(path, arch, format='official', seed=0, **shape):
         contents = dict(model=_official_swin(values, model) if isinstance(model, SwinTransformer) else values)
     else:
         contents = values
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'.{path.name}.unfinished')
-    torch.save(contents, unfinished)
-    unfinished.replace(path)
+    with replacing(path) as file:
+        torch.save(contents, file)
     return path
 
 

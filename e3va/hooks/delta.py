@@ -1,8 +1,11 @@
 """Write a delta beside every checkpoint."""
+import contextlib
 import os
+from functools import partial
+from pathlib import Path
 
+from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.runner import IterBasedTrainLoop
 
 from .. import delta_file
 from ..delta import delta, describe
@@ -12,10 +15,11 @@ from ..registry import HOOKS
 
 @HOOKS.register_module()
 class DeltaHook(Hook):
-    """Beside each checkpoint `epoch_N.pth` (or `iter_N.pth`) write `delta_epoch_N.safetensors`.
+    """Beside each checkpoint NAME.pth (`epoch_N`, `iter_N`, `best_...`) write `delta_NAME.safetensors`.
 
     It holds what the checkpoint holds (under EMAHook the averaged weights), less the frozen trunk. Training is resumed
-    from the checkpoint; the delta is for keeping, sharing and inference (`e3va://FILE`).
+    from the checkpoint; the delta is for keeping, sharing and inference (`e3va://FILE`). It goes when e3va's
+    CheckpointHook removes its checkpoint.
 
     Args:
         base (str): file or URL of the trunk's weights to record. Default: the `load_from` with which the run began,
@@ -30,25 +34,28 @@ class DeltaHook(Hook):
     def before_train(self, runner):
         if not runner._resume:                  # a resumed run has its checkpoint there, and this from the message hub
             runner.message_hub.update_info('delta_base', runner._load_from)
+        # mmengine does not tell hooks which file is being written
+        runner.save_checkpoint = partial(self.note, runner.save_checkpoint)
+
+    def note(self, save, out_dir, filename, *args, **options):
+        self.name = filename
+        save(out_dir, filename, *args, **options)
 
     def before_save_checkpoint(self, runner, checkpoint):
         from mmengine.model import is_model_wrapper
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        meta = checkpoint['meta']
         base = self.base or runner.message_hub.get_info('delta_base')
-        path = os.path.join(runner.work_dir, f'delta_{count(runner, meta)}.safetensors')
+        path = path_of(runner, self.name)
         delta_file.write(path, {name: checkpoint['state_dict'][name] for name in delta(model)},
-                         describe(model, base, meta.get('dataset_meta')), quantised_entries(model))
+                         describe(model, base, checkpoint['meta'].get('dataset_meta')), quantised_entries(model))
         runner.logger.info(f'delta: {path}, {os.path.getsize(path) / 2 ** 20:.2f} MiB')
 
+    @master_only
+    def after_remove_checkpoint(self, runner, name):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path_of(runner, name))
 
-def count(runner, meta):
-    """`epoch_N` or `iter_N` as in the checkpoint's name: the runner is one behind in what CheckpointHook counts by.
 
-    In neither for the best checkpoint: that is named by the loop.
-    """
-    for unit in ('epoch', 'iter'):
-        if meta[unit] == getattr(runner, unit) + 1:
-            return f'{unit}_{meta[unit]}'
-    unit = 'iter' if isinstance(runner.train_loop, IterBasedTrainLoop) else 'epoch'
-    return f'{unit}_{meta[unit]}'
+def path_of(runner, name):
+    """Of the delta of a checkpoint with a name."""
+    return os.path.join(runner.work_dir, f'delta_{Path(name).stem}.safetensors')

@@ -223,6 +223,7 @@ class DMLoRAHook(Hook):
             if value != self.options[name]:
                 raise ValueError(f'the checkpoint is of a run with {name}={value!r}, and this config has '
                                  f'{name}={self.options[name]!r}: resume with the former')
+        self.position = saved['position']
         if saved['stage'] == 2:
             if saved['end'] != self.end:
                 raise ValueError('the checkpoint is of a second stage that began after '

@@ -172,6 +172,13 @@ class Method:
                 trunk.get_submodule(name).requires_grad_(True)
 
 
+def registered(name):
+    """The method of a name, with or without the package that it is in; None: METHODS.get would import what it says."""
+    scope, _, leaf = name.rpartition('.')
+    kind = METHODS.module_dict.get(leaf)
+    return kind if kind and scope.partition('.')[0] in ('', kind.__module__.partition('.')[0]) else None
+
+
 def build_method(method):
     """A method from its name, its config `dict(type=NAME, **options)`, or itself; ValueError if it cannot be.
 
@@ -186,8 +193,8 @@ def build_method(method):
     if name is None:
         raise ValueError(f"no method is named in {method!r}; write method=dict(type='E3VA', rank=8)")
     METHODS.import_from_location()
-    kind = METHODS.module_dict.get(name.removeprefix('e3va.')) if isinstance(name, str) else name
-    if kind is None:                        # METHODS.get would import whatever a dotted name says
+    kind = registered(name) if isinstance(name, str) else name
+    if kind is None:
         raise ValueError(f'unknown method {name!r}; {near(name, METHODS.module_dict, 30)}. One of your own is known '
                          'once its module is imported')
     if not (inspect.isclass(kind) and issubclass(kind, Method)):

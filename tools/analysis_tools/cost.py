@@ -25,6 +25,7 @@ from e3va.cost.measure import measure
 from e3va.cost.plot import FORMATS, plot
 from e3va.cost.spec import parse
 from e3va.cost.table import COLUMNS, tables
+from e3va.files import write
 
 
 def parser():
@@ -81,7 +82,7 @@ def main(argv=None):
         command = shlex.join(['python', *(sys.argv if argv is None else [sys.argv[0], *argv])])
         rows = [dict(config=args.config, **row, command=command) for row in rows]
     if args.out:
-        Path(args.out).write_text('[' + ',\n '.join(map(json.dumps, rows)) + ']\n')
+        write(args.out, '[' + ',\n '.join(map(json.dumps, rows)) + ']\n')
     if args.plot:
         (growth.plot if args.over else plot)(rows, args.plot)
     print((growth.tables if args.over else tables)(rows))

@@ -11,7 +11,6 @@ import io
 import json
 import warnings
 from functools import partial
-from pathlib import Path
 
 import torch
 from mmengine.device import get_device
@@ -23,6 +22,7 @@ from e3va.config import load_config
 from e3va.cost import batch, inference, spec
 from e3va.cost.measure import device_name
 from e3va.cost.table import number, short, table
+from e3va.files import write
 
 TABLE6 = 'e3va::_base_/tasks/vtab_cifar_vit_b.py'
 PAPER = {                               # method: added parameters and operations, time for 128 images on a GPU
@@ -108,7 +108,7 @@ def main(argv=None):
     if args.out:
         rows = [dict(config=config, height=size[0], width=size[1], batch=args.batch, device=device_name(get_device()),
                      **row) for row in rows]
-        Path(args.out).write_text('[' + ',\n '.join(map(json.dumps, rows)) + ']\n')
+        write(args.out, '[' + ',\n '.join(map(json.dumps, rows)) + ']\n')
     print(f'{config}: {size[0]}x{size[1]}, batch {args.batch}, fp32, {device_name(get_device())}; random weights and '
           'images')
     print(text(rows, args.table6))

@@ -4,18 +4,18 @@ import os
 import shlex
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import torch
 from mmengine.dataset import pseudo_collate
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 from progress import ProgressHook
 
 import e3va
 from e3va.command_line import override
 from e3va.config import apply_method, load_config, load_method, prepare
 from e3va.cost.saved import saved_bytes
+from e3va.resume import newest_checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'demo'
 # what is shown of each evaluator's scores, the first to choose by, and what makes it percent
@@ -74,7 +74,7 @@ def run(cfg, method, seed, work_dir, console, splits=('val', 'test'), options=No
     if cfg.test_dataloader.dataset == cfg.val_dataloader.dataset:
         splits = [split for split in splits if split != 'test']
     with open(work_dir / 'log.txt', 'a') as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        checkpoint = last_checkpoint(work_dir)
+        checkpoint = newest_checkpoint(work_dir)
         if checkpoint:                                                   # an interrupted run goes on
             cfg.resume, cfg.load_from = True, checkpoint
         runner = Runner.from_cfg(cfg)
@@ -91,17 +91,6 @@ def run(cfg, method, seed, work_dir, console, splits=('val', 'test'), options=No
                     if (found := percent(values, SCORES[cfg.val_evaluator.type]))},
             trained=e3va.report(runner.model)['trained'], saved_mib=saved_mib(runner), train_s=float(times.sum()),
             predictions=predictions(runner) if 'bbox_head' in cfg.model else [])
-
-
-def last_checkpoint(work_dir):
-    """The checkpoint that mmengine recorded, or where it is gone the newest whole one; None where there is none.
-
-    Of the record only the file's name counts: `work_dir` may have moved since.
-    """
-    recorded = Path(find_latest_checkpoint(str(work_dir)) or '').name
-    there = [path for path in Path(work_dir).glob('epoch_*.pth') if zipfile.is_zipfile(path)]
-    found = max(there, key=lambda path: (path.name == recorded, int(path.stem.split('_')[1])), default=None)
-    return found and str(found)
 
 
 def percent(values, names):

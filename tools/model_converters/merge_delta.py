@@ -10,6 +10,7 @@ import torch
 
 from e3va.command_line import one_line_errors, trust_option
 from e3va.delta_scheme import whole_checkpoint
+from e3va.files import replacing
 from e3va.trusted import trusting
 
 
@@ -22,7 +23,8 @@ def main(argv=None):
     args = trust_option(parser).parse_args(argv)
     with one_line_errors(), trusting(args.trust_checkpoint):
         checkpoint = whole_checkpoint(args.delta, args.base, merged=args.stock)
-        torch.save(checkpoint, args.out)
+        with replacing(args.out) as file:
+            torch.save(checkpoint, file)
         print(f'{args.out}: {len(checkpoint["state_dict"])} entries, for the '
               f'{"stock" if args.stock else "tuned"} config')
 
