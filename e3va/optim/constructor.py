@@ -8,7 +8,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT
 
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
-from ..tuned import find_tuned
+from ..tuned import tuned_trunks
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -39,9 +39,8 @@ class TunedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             return super().__call__(model)
         wrapper = self.inner(model)
         model = getattr(model, 'module', model)
-        trunk = find_tuned(model)[1]
-        if not trunk.tuning.method.tunes_entries:
-            self.at_full_rate(wrapper.optimizer, model, added(trunk))
+        if chosen := added(model):
+            self.at_full_rate(wrapper.optimizer, model, chosen)
         return wrapper
 
     def at_full_rate(self, optimizer, model, chosen):
@@ -86,12 +85,12 @@ class TunedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             with quiet():
                 super(TunedOptimWrapperConstructor, self).add_params(groups, model, **options)
             return groups
-        groups, (prefix, trunk) = collect(), find_tuned(model)
+        groups, new = collect(), added(model)
         keys = self.paramwise_cfg.get('custom_keys', {})
-        kept = {key: value for key, value in keys.items() if key not in prefix}
-        if len(kept) == len(keys) or trunk.tuning.method.tunes_entries:
+        kept = {key: value for key, value in keys.items()
+                if not any(key in prefix for prefix, _ in tuned_trunks(model))}
+        if len(kept) == len(keys) or not new:
             return groups
-        new = added(trunk)
         try:
             self.paramwise_cfg['custom_keys'] = kept
             own = {group['params'][0]: group for group in collect() if group['params'][0] in new}
@@ -100,9 +99,10 @@ class TunedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         return [own.get(group['params'][0], group) for group in groups]
 
 
-def added(trunk):
-    """The parameters that a method has added to its trunk."""
-    return {parameter for name, parameter in trunk.named_parameters() if name not in trunk.tuning.keys}
+def added(model):
+    """The parameters that methods have added to their trunks, and that are no entries of the trunks' own weights."""
+    return {parameter for _, trunk in tuned_trunks(model) if not trunk.tuning.method.tunes_entries
+            for name, parameter in trunk.named_parameters() if name not in trunk.tuning.keys}
 
 
 @contextlib.contextmanager
