@@ -27,6 +27,7 @@ from tests.conftest import (
 slow = pytest.mark.slow                                                 # minutes: the compiler compiles C++
 every = pytest.mark.parametrize('trunk,method', pairs())
 
+# How far a method may be from its trunk at the start, where its formula rounds; all others: not at all.
 # The stacked arrangement adds in another order; Compacter's adapters start at 1e-8 of their input, which rounds.
 ROUNDED = dict(e3va_stacked=5e-6, compacter=5e-6)
 
@@ -66,10 +67,14 @@ def test_keys_and_start(trunk, method):
     assert set(missing) == added and not unexpected
     stock.eval(), tuned.eval()
     x = image(trunk)
+    kind = type(tuned.tuning.method).__name__
     if tuned.tuning.method.starts_at_trunk:
-        assert distance(stock(x), tuned(x)) <= ROUNDED.get(method, 0)
+        assert distance(stock(x), tuned(x)) <= ROUNDED.get(method, 0), (
+            f'{kind} does not start at the trunk. If it keeps something that was made from the trunk\'s values, refresh it '
+            f'in {kind}.loaded, as the weights arrive after it was built; if its formula rounds, add its line of METHODS to '
+            'ROUNDED above; if it is to start elsewhere, set starts_at_trunk = False')
     else:
-        assert distance(stock(x), tuned(x)) > 0
+        assert distance(stock(x), tuned(x)) > 0, f'{kind} starts at the trunk: leave starts_at_trunk = True'
     assert type(tuned) is type(stock) and type(tuned(x)) is type(stock(x))
 
 

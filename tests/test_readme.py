@@ -53,3 +53,60 @@ def test_its_command(written):
         capture_output=True)
     assert "method=dict(type='Gain')" in done.stdout, done.stderr[-2000:]
     assert "'gain'" in done.stdout.partition('custom_imports')[2][:60]
+
+
+DORA = '''
+import torch
+from torch import nn
+from e3va.layers import DeltaLinear
+from e3va.methods.base import Method, linears
+from e3va.surgery import find, replace
+
+class MyLinear(DeltaLinear):
+    """m (W + B A) / |W + B A|, with m = |W|, each row of its own (DoRA)."""
+    def __init__(self, old):
+        super().__init__(old)
+        self.down = nn.Parameter(torch.randn(2, old.in_features))
+        self.up = nn.Parameter(torch.zeros(old.out_features, 2))
+        self.magnitude = nn.Parameter(torch.empty(old.out_features, 1))
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self):
+        self.magnitude.copy_(self.weight.norm(dim=1, keepdim=True))
+
+    def delta(self):
+        moved = self.weight + self.up @ self.down
+        return self.magnitude * moved / moved.norm(dim=1, keepdim=True) - self.weight
+
+class DoRA(Method):
+    mergeable = True
+
+    def apply(self, trunk, parts):
+        for name, old, _, _ in linears(trunk, parts, ('fc1', 'fc2')):
+            replace(trunk, name, MyLinear(old))
+
+'''
+
+
+@pytest.mark.parametrize('trunk', ['swin_timm', 'convnext_mmpretrain'])
+@pytest.mark.parametrize('refreshed', [True, False])
+def test_a_method_made_from_the_trunk_s_values(trunk, refreshed, tmp_path):
+    """With the README's `loaded` it starts at weights that arrive after it was applied; without, it does not."""
+    loaded, = re.findall(r'```python\n(    def loaded.*?)```', (ROOT / 'README.md').read_text(), re.S)
+    made = {}
+    exec(DORA + (loaded if refreshed else ''), made)
+    stock, tuned = pair(trunk, made['DoRA']())
+    stock.eval(), tuned.eval()
+    away = distance(stock(image(trunk)), tuned(image(trunk)))
+    assert away <= 1e-5 if refreshed else away > 1e-5
+    torch.nn.init.normal_(next(value for name, value in tuned.named_parameters() if name.endswith('.magnitude')))
+    e3va.save_delta(tuned, tmp_path / 'delta.safetensors')
+    again = pair(trunk, made['DoRA']())[1]
+    again.eval()
+    METHODS.register_module(module=made['DoRA'], force=True)
+    try:
+        e3va.load_delta(again, tmp_path / 'delta.safetensors')          # what was brought is not made anew
+    finally:
+        METHODS.module_dict.pop('DoRA')
+    assert distance(again(image(trunk)), tuned(image(trunk))) == 0

@@ -128,7 +128,8 @@ def test_weights_are_public(name):
 def test_metafile_names_the_files(folder):
     meta = yaml.safe_load((ROOT / f'configs/{folder}/metafile.yml').read_text())
     listed = [model['Config'] for model in meta['Models']]
-    assert sorted(listed) == [name for name in FILES if name.startswith(PAPERS[folder])]
+    files = [name for name in FILES if name.startswith(PAPERS[folder])]
+    assert sorted(listed) == files, f'Models in configs/{folder}/metafile.yml: {sorted(set(listed) ^ set(files))}'
     assert all(model['Name'] == Path(model['Config']).stem for model in meta['Models'])
     assert {model['In Collection'] for model in meta['Models']} == {entry['Name'] for entry in meta['Collections']}
     assert not any('Results' in model for model in meta['Models'])      # no number of ours is measured
@@ -140,8 +141,9 @@ def test_readme_names_the_files(folder):
     text = (ROOT / f'configs/{folder}/README.md').read_text()
     links = re.findall(r'\]\(([^)]*\.py)\)', text)
     assert links and all((ROOT / 'configs' / folder / link).is_file() for link in links)
-    assert {str((ROOT / 'configs' / folder / link).resolve().relative_to(ROOT)) for link in links} >= {
-        name for name in FILES if name.startswith(PAPERS[folder])}
+    linked = {str((ROOT / 'configs' / folder / link).resolve().relative_to(ROOT)) for link in links}
+    left = {name for name in FILES if name.startswith(PAPERS[folder])} - linked
+    assert not left, f'configs/{folder}/README.md: add a link to {sorted(left)}'
 
 
 # ---- the suites

@@ -2,10 +2,13 @@
 import pytest
 import timm
 import torch
+from mmengine.config import Config
 
 import e3va
-from e3va.registry import MODELS
-from tests.conftest import projected
+from e3va import methods
+from e3va.registry import METHODS, MODELS
+from tests.conftest import METHODS as CONTRACT
+from tests.conftest import ROOT, projected
 
 ON_LINEARS = ['Adapter', 'AdapterPfeiffer', 'LoRand', 'Compacter', 'RepAdapter', 'FacT', 'FourierFT', 'MoRA', 'LoRA']
 
@@ -55,3 +58,23 @@ def test_mlp_beside_attention_of_torch(method):
     assert all(parameter.grad is not None for parameter in trained.values())
     assert {name.split('.')[0] for name in trained} <= {'layers', 'fact', 'compacter'} and trained
     assert all('.ffn.' in name for name in trained if name.startswith('layers'))
+
+
+def test_every_method_is_under_the_contract():
+    """The files of e3va/methods are found by themselves; tests/conftest.py says with which options they are tested."""
+    files = {path.stem for path in (ROOT / 'e3va/methods').glob('*.py')} - {'__init__'}
+    METHODS.import_from_location()
+    kinds = {kind for kind in METHODS.module_dict.values() if kind.__module__.startswith('e3va.')}
+    assert {kind.__module__.rpartition('.')[2] for kind in kinds if kind.__module__.startswith('e3va.methods.')} <= files
+    assert all(getattr(methods, kind.__name__) is kind for kind in kinds if kind.__module__.startswith('e3va.methods.'))
+    left = {kind.__name__ for kind in kinds} - {options['type'] for options in CONTRACT.values()}
+    assert not left, f'METHODS in tests/conftest.py has no line for {sorted(left)}: add e.g. name=dict(type=...)'
+    plain = {path.stem for path in (ROOT / 'e3va/methods').glob('*.py') if 'register_module' in path.read_text()}
+    assert plain == {kind.__module__.rpartition('.')[2] for kind in kinds if kind.__module__.startswith('e3va.methods.')}
+
+
+def test_a_method_of_the_folder_has_its_config():
+    """`--method` finds it by a file of configs/methods."""
+    named = {Config.fromfile(path).method.type for path in (ROOT / 'configs/methods').glob('*.py')}
+    left = {kind.__name__ for kind in METHODS.module_dict.values() if kind.__module__.startswith('e3va.')} - named
+    assert not left, f"configs/methods has no file for {sorted(left)}: add one with method = dict(type='NAME')"

@@ -97,7 +97,13 @@ def test_readme_and_metafile_name_every_method_file():
     files = {f'configs/methods/{path.name}' for path in (ROOT / 'configs/methods').glob('*.py')
              if not path.name.startswith(OWN_FOLDERS)}
     links = {(README.parent / link).resolve() for link in re.findall(r'\]\(([^)]*\.py)\)', README.read_text())}
-    assert {str(path.relative_to(ROOT)) for path in links} == files
+    linked = {str(path.relative_to(ROOT)) for path in links}
+    assert linked == files, f'configs/baselines/README.md: add a row with a link for {sorted(files - linked)}, drop ' \
+                            f'{sorted(linked - files)}'
     meta = yaml.safe_load(README.with_name('metafile.yml').read_text())
-    assert {model['Config'] for model in meta['Models']} == files
-    assert {model['In Collection'] for model in meta['Models']} == {entry['Name'] for entry in meta['Collections']}
+    listed = {model['Config'] for model in meta['Models']}
+    assert listed == files, f'configs/baselines/metafile.yml: add to Models {sorted(files - listed)}, drop ' \
+                            f'{sorted(listed - files)}'
+    used, known = ({model['In Collection'] for model in meta['Models']},
+                   {entry['Name'] for entry in meta['Collections']})
+    assert used == known, f'configs/baselines/metafile.yml: Collections and In Collection differ in {sorted(used ^ known)}'
