@@ -146,6 +146,8 @@ def test_resume_is_exact(whole, tmp_path, epoch):
     for one, other in zip(watched(whole)[2 * epoch:], watched(resumed), strict=True):
         assert (one['drawn'], one['rate'], one['held']) == (other['drawn'], other['rate'], other['held'])
     assert [s.state_dict() for s in whole.param_schedulers] == [s.state_dict() for s in resumed.param_schedulers]
+    records = [torch.load(place / 'epoch_5.pth', weights_only=False)['e3va_dmlora'] for place in (folder, tmp_path)]
+    assert records[0] == records[1] and records[0]['position'] == 2     # of the last epoch of the first stage
 
 
 @pytest.mark.parametrize('stop', [3, 6, 7])

@@ -1,4 +1,5 @@
 """Runs of two epochs through tools/train.py and tools/test.py, on stock configs of reduced width and generated data."""
+import errno
 import json
 import os
 import pickle
@@ -210,7 +211,9 @@ def test_resume_is_exact(finished, folder, kind):
     paths, (_, whole) = epochs(finished(kind))
     resumed = folder / 'runs' / f'{kind}_resumed'
     resumed.mkdir()
-    (resumed / 'last_checkpoint').write_text(str(shutil.copy(paths[0], resumed)))
+    shutil.copy(paths[0], resumed)
+    (resumed / paths[1].name).write_bytes(paths[1].read_bytes()[:-100])         # half-written
+    (resumed / 'last_checkpoint').touch()                                       # and this not at all
     run(train, f'{kind}.py', '--method', KINDS[kind][0], '--work-dir', resumed, '--resume')
     again = epochs(resumed)[1][1]
     assert len(rows(resumed)) < len(rows(finished(kind)))
@@ -310,7 +313,12 @@ WRONG = {                                                       # arguments afte
     '--cfg-options model.type=RetinaNetz': 'RetinaNetz is not in the mmdet::model registry',
     '--work-dir detection.py/below': 'the work dir detection.py/below cannot be written',
     '--cfg-options train_dataloader.dataset.metainfo.classes=["unicorn"]': 'train_dataloader.dataset is empty',
-    '--resume gone.pth': 'load_from: there is no checkpoint gone.pth',
+    '--resume gone.pth': 'there is no checkpoint gone.pth',
+    '--resume other.pth': 'other.pth holds state_dict and no state of an optimizer',
+    '--resume half.pth': 'half.pth does not read',
+    '--resume detection.pth --method lora': 'is of a run with the method E3VA(rank=8), and this one is with the method '
+                                            'LoRA(',
+    '--resume detection.pth': 'is of a run with the method E3VA(rank=8), and this one is with no method: resume with',
     '--cfg-options auto_scale_lr=None --auto-scale-lr': '--auto-scale-lr needs auto_scale_lr',
     '--launcher slurm': '--launcher slurm needs GPUs',
     '--amp': 'needs a GPU',
@@ -318,10 +326,13 @@ WRONG = {                                                       # arguments afte
 
 
 @pytest.mark.parametrize('arguments', WRONG)
-def test_wrong_input_is_one_line(folder, capsys, arguments):
+def test_wrong_input_is_one_line(folder, capsys, finished, arguments):
     if arguments in ('--launcher slurm', '--amp') and torch.cuda.is_available():
         pytest.skip('right on this machine')
     torch.save(dict(state_dict={'unrelated.weight': torch.ones(1)}), 'other.pth')
+    Path('half.pth').write_bytes(Path('other.pth').read_bytes()[:-100])
+    if 'detection.pth' in arguments:
+        shutil.copy(finished('detection') / 'epoch_1.pth', 'detection.pth')
     defaults = [] if '--work-dir' in arguments else ['--work-dir', 'runs/wrong']
     with pytest.raises(SystemExit) as ended:
         run(train, 'detection.py', *defaults, *arguments.split())
@@ -330,12 +341,45 @@ def test_wrong_input_is_one_line(folder, capsys, arguments):
     assert error.startswith('error: ') and WRONG[arguments] in error
 
 
+def test_a_second_run_in_a_work_dir(folder, capsys):
+    """It is refused while the first one lives, and after a kill goes on at once."""
+    first = subprocess.Popen([sys.executable, '-c', "from e3va.files import alone\nwith alone('runs/shared'):\n"
+                              "    print('begun', flush=True)\n    input()"], env=environment(), text=True,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert first.stdout.readline() == 'begun\n'
+    arguments = 'detection.py', '--work-dir', 'runs/shared', '--cfg-options', 'train_cfg.max_epochs=1'
+    with pytest.raises(SystemExit) as ended:
+        run(train, *arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(
+        f'error: another run writes to runs/shared (process {first.pid} on ')
+    first.kill()
+    first.communicate()
+    run(train, *arguments)                                              # no method: its checkpoints are kept whole too
+    assert (folder / 'runs/shared/epoch_1.pth').exists()
+    log = next((folder / 'runs/shared').glob('*/*.log')).read_text()
+    assert re.search(r'before_train:.*?CheckpointHook', log, re.DOTALL)
+    assert _load_checkpoint('runs/shared/epoch_1.pth')['message_hub']['runtime_info']['outdated_ckpts'] == []
+
+
 def test_wrong_input_in_a_process_of_its_own(folder):
     """Nothing but the one line reaches stderr."""
     ended = subprocess.run([sys.executable, ROOT / 'tools/train.py', 'detection.py', '--method', 'e4va'],
                            capture_output=True, text=True, env=environment())
     assert ended.returncode == 2
     assert ended.stderr.splitlines() == [ended.stderr.strip()] and ended.stderr.startswith('error: unknown method')
+
+
+def test_a_full_disk_is_one_line(monkeypatch, capsys):
+    """Also where mmengine writes: its logs, the dumped config."""
+    def full(self):
+        raise OSError(errno.ENOSPC, 'No space left on device', 'runs/wrong/config.py')
+
+    monkeypatch.setattr('mmengine.runner.Runner.train', full)
+    with pytest.raises(SystemExit):
+        run(train, 'detection.py', '--work-dir', 'runs/wrong')
+    assert capsys.readouterr().err.splitlines()[-1].startswith(
+        'error: the disk is full for runs/wrong/config.py: make room')
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
