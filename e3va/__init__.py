@@ -3,8 +3,10 @@ from . import compat
 
 compat.install()
 
-from . import delta_scheme, timm_scheme, trusted  # noqa: E402
-from .delta import delta, load_delta, merge, save_delta  # noqa: E402
+from .delta import scheme as delta_scheme
+from .delta.extract import delta, load_delta, merge, save_delta  # noqa: E402
+from .files import checkpoint as trusted  # noqa: E402
+from .models import timm_scheme
 from .report import report  # noqa: E402
 from .tuned import tune  # noqa: E402
 

@@ -13,7 +13,7 @@ from mmengine.registry import Registry
 from mmengine.utils import get_object_from_string
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope='e3va',
-                  locations=['e3va.tuned', 'e3va.heads', 'e3va.trunks.timm_trunk'])
+                  locations=['e3va.tuned', 'e3va.models.head', 'e3va.trunks.timm_trunk'])
 DATASETS = Registry(
     'dataset', parent=ROOT_DATASETS, scope='e3va', locations=['e3va.datasets.fgvc', 'e3va.datasets.vtab'])
 # Not among these: e3va.SAMSegmentor, e3va.KvasirSEG, which need mmsegmentation; configs name them in `custom_imports`.

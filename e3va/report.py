@@ -1,5 +1,5 @@
 """What a tuned model trains and what it costs to store."""
-from .delta import changed
+from .delta.extract import changed
 from .layers import Int8Linear, SparseWeight
 from .layers.quantised import packed_bytes, quantised_entries
 from .methods.routing import TABLE

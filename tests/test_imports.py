@@ -41,7 +41,9 @@ def test_mmengine_reads_by_our_loaders(first):
     """Whichever is imported first."""
     run(first + '''
 from mmengine.runner import CheckpointLoader
-from e3va import delta_scheme, timm_scheme, trusted
+from e3va.delta import scheme as delta_scheme
+from e3va.models import timm_scheme
+from e3va.files import checkpoint as trusted
 assert CheckpointLoader._get_checkpoint_loader('a.pth') is trusted.load_from_local
 assert CheckpointLoader._get_checkpoint_loader('e3va://a') is delta_scheme.load_scheme
 assert CheckpointLoader._get_checkpoint_loader('timm://a') is timm_scheme.load_scheme

@@ -5,7 +5,7 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 
 import e3va
-from e3va.config import apply_method, load_config, load_method
+from e3va.command.config import apply_method, load_config, load_method
 from tests.conftest import SWIN, SWIN_ARCH, build
 
 

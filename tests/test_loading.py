@@ -141,7 +141,7 @@ def test_the_method_is_in_every_state_dict(tmp_path):
     import json
 
     import e3va
-    from e3va.saved_run import recorded_method
+    from e3va.train.saved_run import recorded_method
     model = torch.nn.ModuleDict(dict(backbone=build('vit_timm', 'lora')))
     torch.save(dict(state_dict=copy.deepcopy(model).state_dict()), tmp_path / 'a.pth')
     found = torch.load(tmp_path / 'a.pth')

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import e3va
-from e3va.config import load_method
+from e3va.command.config import load_method
 from e3va.registry import METHODS
 from tests.conftest import distance, image, pair
 

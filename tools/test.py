@@ -8,11 +8,11 @@ import copy
 from mmengine.config import ConfigDict
 from mmengine.evaluator import DumpResults
 
-from e3va.checks import check
-from e3va.command_line import one_line_errors, read_run_config, run_parser
-from e3va.config import prepare
-from e3va.distributed import build_runner
-from e3va.trusted import trusting
+from e3va.command.checks import check
+from e3va.command.config import prepare
+from e3va.command.line import one_line_errors, read_run_config, run_parser
+from e3va.command.processes import build_runner
+from e3va.files.checkpoint import trusting
 
 
 def parser():

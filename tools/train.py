@@ -5,12 +5,12 @@
 from mmengine.device import get_device
 from mmengine.logging import print_log
 
-from e3va.checks import check
-from e3va.command_line import one_line_errors, read_run_config, run_parser
-from e3va.config import prepare, use_amp
-from e3va.distributed import alone, build_runner
-from e3va.resume import check_resumable, newest_checkpoint
-from e3va.trusted import trusting
+from e3va.command.checks import check
+from e3va.command.config import prepare, use_amp
+from e3va.command.line import one_line_errors, read_run_config, run_parser
+from e3va.command.processes import alone, build_runner
+from e3va.files.checkpoint import trusting
+from e3va.train.resume import check_resumable, newest_checkpoint
 
 
 def parser():

@@ -12,8 +12,8 @@ from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
 from mmengine.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 
-from .registry import type_name
-from .surgery import near
+from ..registry import type_name
+from ..surgery import near
 
 TUNED = ('e3va.Tuned', 'Tuned')
 CONSTRUCTOR = 'e3va.TunedOptimWrapperConstructor'

@@ -9,8 +9,8 @@ from urllib.error import URLError
 
 from mmengine.config import DictAction
 
+from ..files.whole import FULL
 from .config import apply_method, apply_settings, load_config, load_method
-from .files import FULL
 
 
 class Options(DictAction):

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from torch import distributed
 from torch.nn import SyncBatchNorm
 
-from . import files
+from ..files import whole as files
 
 RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')      # set by the launchers
 

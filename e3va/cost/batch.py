@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from mmengine.structures import InstanceData, PixelData
 
-from ..config import nodes
+from ..command.config import nodes
 
 OBJECTS = 8                 # boxes in an image; COCO has 7.3 on average
 REGION = 32                 # px of a square of one class in a map

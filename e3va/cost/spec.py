@@ -8,7 +8,7 @@ import re
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from ..config import apply_method, is_tuned, load_method
+from ..command.config import apply_method, is_tuned, load_method
 from ..methods import build_method
 
 

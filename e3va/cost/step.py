@@ -4,9 +4,9 @@ from functools import partial
 
 import torch
 
-from ..gradients import select
-from ..hooks.gps import task_loss
-from ..methods.gps import GPS, selected
+from ..gps.gradients import select
+from ..gps.hook import task_loss
+from ..gps.method import GPS, selected
 from ..tuned import find_tuned
 
 

@@ -14,7 +14,7 @@ from timm.models.swin_transformer import SwinTransformer, get_relative_position_
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from ..files import replacing
+from ..files.whole import replacing
 
 FORMATS = ('official', 'mmpretrain', 'timm')
 SAM = dict(sam_vit_b=dict(embed_dim=768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11)),
@@ -87,7 +87,7 @@ def _describe_sam(arch, shape):
     """The authors' image encoder with their prompt encoder and mask decoder on the meta device."""
     from segment_anything.modeling import ImageEncoderViT
 
-    from ..sam import prompts_and_masks
+    from ..models.sam import prompts_and_masks
     options = {**dict(img_size=1024, out_chans=256, window_size=14), **SAM[arch], **shape}
     size, grid = (options['img_size'],) * 2, (options['img_size'] // 16,) * 2
     try:

@@ -8,16 +8,18 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import print_log
 
-from . import delta_file, loading, trusted
-from .delta_file import fingerprint
-from .layers.quantised import quantised_entries
-from .loading import shorten
-from .methods import build_method
-from .methods.routing import TABLE, routing_of
-from .surgery import replace, unbind, unhook
-from .trunks import head_entries, vit_sam
-from .trunks.walk import ask_for_gradient, restore
-from .tuned import demand_hook, tuned_trunks
+from .. import loading
+from ..files import checkpoint as trusted
+from ..layers.quantised import quantised_entries
+from ..loading import shorten
+from ..methods import build_method
+from ..methods.routing import TABLE, routing_of
+from ..surgery import replace, unbind, unhook
+from ..trunks import head_entries, vit_sam
+from ..trunks.walk import ask_for_gradient, restore
+from ..tuned import demand_hook, tuned_trunks
+from . import file as delta_file
+from .file import fingerprint
 
 FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
@@ -282,7 +284,7 @@ def load_base(trunk, source, prefix=''):
     Args:
         prefix (str): of the trunk's names in its model, which may be a whole model's file.
     """
-    from .trunks.timm_trunk import load_timm
+    from ..trunks.timm_trunk import load_timm
     if type(trunk).__module__.startswith('timm.'):
         load_timm(trunk, source)
         return

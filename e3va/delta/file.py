@@ -7,8 +7,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from .files import replacing
-from .layers.quantised import BITS, pack, unpack
+from ..files.whole import replacing
+from ..layers.quantised import BITS, pack, unpack
 
 VERSION = 2                                                             # 1: a single trunk, and written for one still
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 
-from .. import delta_file
-from ..delta import delta, describe
 from ..layers.quantised import quantised_entries
 from ..registry import HOOKS
+from . import file as delta_file
+from .extract import delta, describe
 
 
 @HOOKS.register_module()

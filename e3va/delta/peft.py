@@ -17,14 +17,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from .delta import delta, odd_values
-from .files import write
-from .layers import Emptied, served
-from .loading import shorten
-from .methods.base import number
-from .methods.lora import LoRALinear
-from .methods.routing import TABLE
-from .tuned import find_tuned
+from ..files.whole import write
+from ..layers import Emptied, served
+from ..loading import shorten
+from ..methods.base import number
+from ..methods.lora import LoRALinear
+from ..methods.routing import TABLE
+from ..tuned import find_tuned
+from .extract import delta, odd_values
 
 TENSORS, CONFIG = 'adapter_model.safetensors', 'adapter_config.json'
 ROOT = 'base_model.model.'                                              # PEFT's prefix of the model's own names

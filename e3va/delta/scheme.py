@@ -7,10 +7,12 @@ from collections import OrderedDict
 
 from torch import nn
 
-from . import compat, delta_file, foreign
-from .delta import find_base, inside, merge, recorded_method
-from .layers import QuantisedLinear
-from .tuned import tune
+from .. import compat
+from ..files import foreign
+from ..layers import QuantisedLinear
+from ..tuned import tune
+from . import file as delta_file
+from .extract import find_base, inside, merge, recorded_method
 
 
 def register(checkpoint):

@@ -8,13 +8,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..methods import DMLoRA
 from ..methods.base import choice, integer, number
-from ..methods.dmlora import average, check_start, draw, halve, mixtures, resize, scaled
-from ..optim.dmlora import BranchMixin
-from ..optim.retire import retire
 from ..registry import HOOKS
+from ..train.change import change, epoch_length, plain, rewrap
+from ..train.retire import retire
 from ..trunks import head_entries
 from ..tuned import find_tuned
-from .change import change, epoch_length, plain, rewrap
+from .method import average, check_start, draw, halve, mixtures, resize, scaled
+from .optim import BranchMixin
 
 KEY = 'e3va_dmlora'                                                     # of the hook's entry in a checkpoint
 # Options of method and hook that a resumed run shares with the interrupted one, and with its second stage.

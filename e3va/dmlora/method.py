@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..layers import SlicedLinear
+from ..methods.base import Method, choice, integer, linears, number, role_names
 from ..registry import METHODS
 from ..surgery import replace
-from .base import Method, choice, integer, linears, number, role_names
 
 DRAW, HALVE = 0, 1                                                      # streams of random numbers
 

@@ -2,7 +2,7 @@
 import torch
 from torch.nn import functional as F
 
-from .tuned import find_tuned
+from ..tuned import find_tuned
 
 CELLS = 7                                                               # samples along a side of a box
 

@@ -6,9 +6,9 @@ from mmengine import dist
 from mmengine.logging import print_log
 from torch import nn
 
-from .loading import shorten
-from .methods.gps import sparse_layers
-from .tuned import find_tuned
+from ..loading import shorten
+from ..tuned import find_tuned
+from .method import sparse_layers
 
 HEAD_STD = 0.02                                                         # of timm's heads, so of the public code's
 

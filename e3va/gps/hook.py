@@ -6,15 +6,15 @@ from mmengine.dataset import Compose, DefaultSampler
 from mmengine.hooks import Hook
 from torch.utils.data import DataLoader
 
-from ..contrast import features_of, has_pairs, labels_of, supcon
-from ..gradients import select
 from ..methods.base import choice, integer, number
-from ..methods.gps import GPS, selected, sparse_layers
-from ..optim.gps import Masks
 from ..registry import HOOKS
+from ..train.change import change, plain, rewrap
+from ..train.rng_state import random_state, set_random_state
 from ..tuned import find_tuned
-from .change import change, plain, rewrap
-from .rng_state import random_state, set_random_state
+from .contrast import features_of, has_pairs, labels_of, supcon
+from .gradients import select
+from .method import GPS, selected, sparse_layers
+from .optim import Masks
 
 
 @HOOKS.register_module()
@@ -29,7 +29,7 @@ class GPSHook(Hook):
     Args:
         loss (str): 'supcon', of an image's features for a classifier, of pooled ones of boxes or regions for others;
             or 'task', the loss that is trained (for a classifier the ablation Head+CE; a head that starts at zero has
-            random weights meanwhile, see `e3va.gradients.select`). Default: 'supcon' for a classifier, 'task' for
+            random weights meanwhile, see `e3va.gps.gradients.select`). Default: 'supcon' for a classifier, 'task' for
             others, as the authors do for SAM.
         temperature (float): of 'supcon'.
         views (int): times that each image is loaded, augmented anew, into a batch. Default: 2 under 'supcon', as in

@@ -19,10 +19,10 @@ from torch import nn
 
 from ..layers import SparseAttention, SparseConv2d, SparseLinear, SparseWeight
 from ..loading import shorten
+from ..methods.base import Method, choice, integer, is_norm
 from ..registry import METHODS
 from ..surgery import replace
 from ..trunks import head_entries, unused
-from .base import Method, choice, integer, is_norm
 
 KINDS = ('bias', 'table', 'scale', 'norm', 'embedding')
 SPARSE = {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d, nn.MultiheadAttention: SparseAttention}
@@ -42,7 +42,7 @@ class GPS(Method):
         level (str): where entries compete: in a 'neuron', or, for as many entries in all, in a 'layer' or the whole
             'net'.
         criterion (str): 'gradient', 'magnitude' of the weight, or 'random'. The first needs data: `GPSHook`, or
-            `e3va.gradients.select`.
+            `e3va.gps.gradients.select`.
         train (sequence of str): what trains whole, of 'bias' (of linears and convolutions), 'table' (relative position
             biases), 'scale' (layer scales, response norms), 'norm', 'embedding' (positions and tokens).
         without (sequence of int): blocks in which nothing trains, counted from 0 through all stages.

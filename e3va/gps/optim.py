@@ -3,8 +3,8 @@ import torch
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 
 from ..layers.sparse_product import put
-from ..methods.gps import sparse_layers
 from ..registry import OPTIM_WRAPPERS
+from .method import sparse_layers
 
 
 class Masks:

@@ -2,11 +2,11 @@
 from mmengine.registry import MODELS as ROOT
 from torch import nn
 
-from .layers import QuantisedLinear
-from .layers.quantised import BITS
-from .methods.base import choice, integer
-from .registry import MODELS
-from .surgery import replace
+from ..layers import QuantisedLinear
+from ..layers.quantised import BITS
+from ..methods.base import choice, integer
+from ..registry import MODELS
+from ..surgery import replace
 
 
 @MODELS.register_module()

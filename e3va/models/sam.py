@@ -8,9 +8,9 @@ from mmseg.models.segmentors.base import BaseSegmentor
 from mmseg.registry import MODELS as MMSEG_MODELS
 from torch.nn import functional as F
 
-from .loading import shorten
-from .registry import MODELS
-from .trunks.vit_sam import own_names
+from ..loading import shorten
+from ..registry import MODELS
+from ..trunks.vit_sam import own_names
 
 IGNORED = 255                                                           # pixels of no class, e.g. padding
 
@@ -23,7 +23,7 @@ class SAMSegmentor(BaseSegmentor):
     (the position code and the embedding of 'no mask') is frozen. The decoder's head for the quality of its masks is
     asked for nothing: it is counted among what trains, as in the paper, and its gradient is zero.
 
-    In a config: `type='e3va.SAMSegmentor'`, with `custom_imports = dict(imports=['e3va.sam'])`.
+    In a config: `type='e3va.SAMSegmentor'`, with `custom_imports = dict(imports=['e3va.models.sam'])`.
 
     Args:
         backbone (dict): a `mmpretrain.ViTSAM` with one output, stock or tuned; images have its `img_size`.

@@ -4,9 +4,9 @@ OpenMMLab has no ViT-B/16 that has seen ImageNet-21k alone, where papers on fine
 use: `timm://vit_base_patch16_224.orig_in21k`, Google's first (ViT-B_16.npz), and `timm://vit_base_patch16_224.augreg_in21k`.
 timm fetches them; FILE is one that is at hand, in Google's format (.npz) or timm's.
 """
-from .loading import shorten
-from .surgery import near
-from .trunks.timm_trunk import load_timm
+from ..loading import shorten
+from ..surgery import near
+from ..trunks.timm_trunk import load_timm
 
 
 def register(checkpoint):
@@ -22,7 +22,7 @@ def load_scheme(filename, map_location=None, logger=None):
     """
     import timm  # slow to import, and few configs come here
 
-    from .datasets.checkpoints import mmpretrain_vit
+    from ..datasets.checkpoints import mmpretrain_vit
     name, _, file = filename[len('timm://'):].partition('?file=')
     if not timm.is_model(name.partition('.')[0]):
         raise ValueError(f'{filename}: timm has no model {name!r}; {near(name, timm.list_models("vit_*"))}')

@@ -1,8 +1,8 @@
 """Optimizer wrappers of methods that train a part of a tensor, their AMP twins, and the constructor of all."""
-from .constructor import TunedOptimWrapperConstructor
-from .dmlora import AmpDMLoRAOptimWrapper, DMLoRAOptimWrapper
-from .gps import AmpGPSOptimWrapper, GPSOptimWrapper
-from .pear import AmpPearOptimWrapper, PearOptimWrapper
+from ..dmlora.optim import AmpDMLoRAOptimWrapper, DMLoRAOptimWrapper
+from ..gps.optim import AmpGPSOptimWrapper, GPSOptimWrapper
+from ..pear.optim import AmpPearOptimWrapper, PearOptimWrapper
+from ..train.constructor import TunedOptimWrapperConstructor
 
 __all__ = ['AmpDMLoRAOptimWrapper', 'AmpGPSOptimWrapper', 'AmpPearOptimWrapper', 'DMLoRAOptimWrapper',
            'GPSOptimWrapper', 'PearOptimWrapper', 'TunedOptimWrapperConstructor']

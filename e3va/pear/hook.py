@@ -1,4 +1,4 @@
-"""When Pear looks at the gradients and when it prunes; `e3va/pear.py` says how."""
+"""When Pear looks at the gradients and when it prunes; `e3va/pear/plan.py` says how."""
 import math
 from functools import partial
 
@@ -8,15 +8,15 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner.base_loop import BaseLoop
 
-from .. import pear
-from ..delta import differences
+from ..delta.extract import differences
 from ..methods.base import choice, integer, number
 from ..methods.routing import TABLE, follow_routing, routing_of
-from ..optim.pear import MomentsMixin
-from ..optim.retire import retire
 from ..registry import HOOKS
+from ..train.change import change, epoch_length, plain, rewrap
+from ..train.retire import retire
 from ..tuned import find_tuned
-from .change import change, epoch_length, plain, rewrap
+from . import plan as pear
+from .optim import MomentsMixin
 
 KEY = 'e3va_pear'                                                       # of the hook's entry in a checkpoint
 
@@ -163,7 +163,7 @@ class PearHook(Hook):
 
     def tell(self, runner, chosen):
         """The log and the picture of who serves whom."""
-        from ..pear_map import draw  # matplotlib takes a second
+        from .picture import draw  # matplotlib takes a second
 
         trunk, log = find_tuned(plain(runner.model))[1], runner.logger
         rows = pear.rows(trunk)

@@ -8,9 +8,9 @@ import math
 
 import torch
 
-from .highway import E3VA
-from .layers.quantised import Quantised
-from .methods.routing import route, routing_of
+from ..highway import E3VA
+from ..layers.quantised import Quantised
+from ..methods.routing import route, routing_of
 
 # How a unit is scored from its factors: (w, mean gradient, mean squared gradient) of each, summed over their entries.
 CRITERIA = dict(

@@ -7,9 +7,9 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.optim import OptimWrapper
 from mmengine.runner.base_loop import BaseLoop
 
-from .. import files
+from ..files import whole as files
 from ..registry import HOOKS
-from ..resume import check_optimizer
+from .resume import check_optimizer
 
 
 @HOOKS.register_module()

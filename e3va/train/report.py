@@ -8,12 +8,12 @@ from mmengine.runner.base_loop import BaseLoop
 
 from .. import loading
 from ..loading import shorten
+from ..pear.hook import KEY, PearHook, settle, table_of
 from ..registry import HOOKS
 from ..report import report
-from ..saved_run import recorded_method
 from ..tuned import tuned_trunks
 from .change import plain
-from .pear import KEY, PearHook, settle, table_of
+from .saved_run import recorded_method
 
 
 @HOOKS.register_module()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmengine.logging import print_log
 
-from .trusted import CodeInside, read_checkpoint, recorded_config
+from ..files.checkpoint import CodeInside, read_checkpoint, recorded_config
 
 TIME = '%Y%m%d_%H%M%S'                                                  # as mmengine records when it saved
 

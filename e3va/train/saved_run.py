@@ -1,10 +1,10 @@
 """What a run has left: the state dict and the method of a checkpoint or a delta, without building a model."""
 from pathlib import Path
 
-from . import delta_file
-from .loading import RECORD
+from ..delta import file as delta_file
+from ..files.checkpoint import read_checkpoint, recorded_config
+from ..loading import RECORD
 from .resume import newest_checkpoint
-from .trusted import read_checkpoint, recorded_config
 
 
 def run_of(path):

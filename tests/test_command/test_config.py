@@ -6,9 +6,9 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from e3va import checks
-from e3va.command_line import config_parser, read_config
-from e3va.config import apply_method, load_config, load_method, prepare, use_amp
+from e3va.command import checks
+from e3va.command.config import apply_method, load_config, load_method, prepare, use_amp
+from e3va.command.line import config_parser, read_config
 from e3va.datasets import synthetic
 from tests.conftest import tool
 

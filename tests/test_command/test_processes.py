@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from e3va.gradients import select
-from e3va.methods.gps import sparse_layers
+from e3va.gps.gradients import select
+from e3va.gps.method import sparse_layers
 from tests.conftest import TRUNKS, build, distance, image, in_two_processes, projected, stir, tensors
 
 METHODS = ('full', 'lora', 'e3va', 'e3va_stream', 'e3va_trainable')

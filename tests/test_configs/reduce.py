@@ -1,5 +1,5 @@
 """A config's model and data made small enough for one step on the CPU; all else stays what it is."""
-from e3va.config import nodes, prepare
+from e3va.command.config import nodes, prepare
 
 WIDTHS, HEADS, NECK = [16, 32, 64, 128], [1, 2, 4, 8], 32
 SMALLER = 4             # images have a quarter of their sides, in px

@@ -17,10 +17,10 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
 import e3va  # noqa: F401 `mmseg::` and the prefix `e3va.` resolve
-from e3va.config import load_method
+from e3va.command.config import load_method
 from e3va.datasets import fgvc, synthetic, vtab
+from e3va.dmlora.method import Branches
 from e3va.methods import build_method
-from e3va.methods.dmlora import Branches
 
 from .reduce import reduce
 

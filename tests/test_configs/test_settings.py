@@ -5,8 +5,8 @@ import pytest
 import yaml
 
 import e3va  # noqa: F401 `mmpretrain::` resolves
-from e3va.command_line import config_parser, read_config
-from e3va.config import load_config
+from e3va.command.config import load_config
+from e3va.command.line import config_parser, read_config
 
 ROOT = Path(__file__).parents[2]
 TASKS = ROOT / 'configs/_base_/tasks'

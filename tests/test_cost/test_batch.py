@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from e3va.config import load_config
+from e3va.command.config import load_config
 from e3va.cost import batch
 from e3va.cost.spec import stock
 

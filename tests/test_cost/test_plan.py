@@ -6,7 +6,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from e3va.config import load_config
+from e3va.command.config import load_config
 from e3va.cost import batch, count
 from e3va.cost.halves import trunk_step
 from e3va.cost.live import LiveBytes

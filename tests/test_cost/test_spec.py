@@ -2,7 +2,7 @@
 import pytest
 from mmengine.config import Config
 
-from e3va.config import load_config
+from e3va.command.config import load_config
 from e3va.cost.spec import parse, stock, tuned
 
 SWIN = 'mmdet::swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py'

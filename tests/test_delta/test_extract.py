@@ -12,7 +12,7 @@ from mmengine.runner import CheckpointLoader
 from safetensors.torch import load_file
 
 import e3va
-from e3va.config import load_config
+from e3va.command.config import load_config
 from tests.conftest import SWIN, build, distance, image, pair
 
 
@@ -206,7 +206,7 @@ def test_delta_as_a_whole_checkpoint_is_refused(saved):
 def test_other_options_are_named(tmp_path, monkeypatch):
     """A scale or a seed leaves no trace in the shapes: the delta loads, and says what differs."""
     said = []
-    monkeypatch.setattr(sys.modules['e3va.delta'], 'print_log', lambda text, **options: said.append(text))
+    monkeypatch.setattr(sys.modules['e3va.delta.extract'], 'print_log', lambda text, **options: said.append(text))
     tuned = build('vit_timm', dict(type='LoRA', rank=2, alpha=4))
     e3va.save_delta(tuned, tmp_path / 'delta.safetensors')
     for alpha in (4, 8):
@@ -279,7 +279,7 @@ def test_the_checkpoint_of_two_tuned_trunks(tmp_path):
     with pytest.raises(ValueError, match='was not found'):
         CheckpointLoader.load_checkpoint(f'e3va://{path}')
     # timm's loader takes a file of its own trunk alone, so the bases are recorded one by one
-    from e3va import delta_file
+    from e3va.delta import file as delta_file
     tensors, meta = delta_file.read(path)
     torch.save(model.rgb.state_dict(), tmp_path / 'rgb.pth')
     trunks = [dict(trunk, base=str(tmp_path / f'{trunk["prefix"][:-1]}.pth')) for trunk in meta['trunks']]
@@ -329,7 +329,7 @@ def test_a_refused_load_changes_nothing(trunk, tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.tuning.fresh and not model.tuning.loads
 
-    from e3va import delta_file
+    from e3va.delta import file as delta_file
     tuned = pair(trunk, 'gps', stirred=True)[1]
     e3va.save_delta(tuned, path)
     tensors, meta = delta_file.read(path)

@@ -7,7 +7,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 import e3va
-from e3va import delta_file
+from e3va.delta import file as delta_file
 from tests.conftest import build, image
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import e3va
-from e3va.peft_files import export_peft, import_peft
+from e3va.delta.peft import export_peft, import_peft
 from tests.conftest import build, distance, image, pair, projected, stir
 
 SMALL = dict(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=5)

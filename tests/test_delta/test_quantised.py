@@ -7,7 +7,7 @@ from mmengine.runner import CheckpointLoader
 from safetensors.torch import load_file
 
 import e3va
-from e3va import delta_file
+from e3va.delta import file as delta_file
 from e3va.layers.quantised import quantised_entries
 from e3va.registry import MODELS
 from tests.conftest import build, distance, image, pair, projected
@@ -94,7 +94,7 @@ def test_training_goes_on(tmp_path):
 
 def test_scheme_and_converter(tmp_path):
     """e3va://FILE is an ordinary checkpoint of the tuned config; merged it is one of the stock config."""
-    from e3va.delta_scheme import whole_checkpoint
+    from e3va.delta.scheme import whole_checkpoint
     stock, tuned = pair('vit_mmpretrain', METHOD, stirred=True)
     base, path = tmp_path / 'base.pth', tmp_path / 'delta.safetensors'
     for unit in tuned.layers[1].attn.qkv.pairs.values():                # codes that do not stay when they are stretched

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 import e3va
-from e3va.distributed import GlooRunner
-from e3va.methods.dmlora import mixtures
+from e3va.command.processes import GlooRunner
+from e3va.dmlora.method import mixtures
 from tests import running
 from tests.conftest import build, in_two_processes
 from tests.running import BATCH, Classifier, Weights, assert_equal, finished, state_of, without_batch_norm
@@ -243,7 +243,7 @@ def test_head_inside_the_trunk(tmp_path, train_head):
 
 def test_norms_that_wrapping_makes_anew(tmp_path, monkeypatch):
     """`sync_bn` replaces them whenever DDP wraps a model: in the second stage the new ones stand still."""
-    monkeypatch.setattr('e3va.hooks.dmlora.rewrap', lambda runner, *_: setattr(
+    monkeypatch.setattr('e3va.dmlora.hook.rewrap', lambda runner, *_: setattr(
         runner.model, 'norm', copy.deepcopy(runner.model.norm)))
     runner = train(tmp_path)
     assert [row['norm'] for row in watched(runner)] == 6 * [True] + 4 * [False]

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import e3va
-from e3va.config import apply_method, load_config, load_method
+from e3va.command.config import apply_method, load_config, load_method
 from e3va.cost.saved import saved_bytes
+from e3va.dmlora.method import Branches, MixLoRALinear, average, draw, halve, mixtures
 from e3va.methods import build_method
-from e3va.methods.dmlora import Branches, MixLoRALinear, average, draw, halve, mixtures
 from e3va.registry import MODELS
 from tests.conftest import before_step, build, distance, image, projected, stir, tensors
 from tests.test_methods.counts import count
@@ -214,7 +214,7 @@ def test_average():
 def test_moments_of_averaged_branches():
     """The optimizer goes on with the mean of both moments; where one was never drawn, with the other's."""
     from e3va.optim import DMLoRAOptimWrapper
-    from e3va.optim.retire import retire
+    from e3va.train.retire import retire
     layer = layer_of(of=1, slices=(0,), downs=4, ups=1).train()
     wrapper = DMLoRAOptimWrapper(torch.optim.AdamW(layer.parameters(), lr=0.1))
     for i in (0, 0, 1, 2):

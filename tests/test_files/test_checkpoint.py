@@ -12,7 +12,7 @@ from mmengine.runner import CheckpointLoader
 from safetensors.torch import save_file
 
 import e3va
-from e3va.trusted import read_checkpoint, trusting
+from e3va.files.checkpoint import read_checkpoint, trusting
 from tests.conftest import build, tool
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import e3va
-from e3va import delta_file, foreign
+from e3va.delta import file as delta_file
+from e3va.files import foreign
 from e3va.methods import Method, build_method
 from tests.conftest import build, pair, tool
 
@@ -119,7 +120,7 @@ def test_the_recorded_base_is_read_as_data_and_not_fetched(saved, tmp_path, monk
     fresh = build('vit_mmpretrain', 'lora', seed=5)
     with pytest.raises(ValueError, match='posix.mkdir would be executed'):
         e3va.load_delta(fresh, path)
-    with e3va.trusted.trusting(), pytest.raises(ValueError, match='posix.mkdir would be executed'):
+    with e3va.files.checkpoint.trusting(), pytest.raises(ValueError, match='posix.mkdir would be executed'):
         e3va.load_delta(fresh, path)                                    # the user trusts what he gives himself
     assert not (tmp_path / 'made').exists()
 

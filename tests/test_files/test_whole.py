@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from e3va import files
+from e3va.files import whole as files
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from e3va.contrast import features_of, has_pairs, labels_of, pooled, supcon
+from e3va.gps.contrast import features_of, has_pairs, labels_of, pooled, supcon
 
 
 def test_formula():

@@ -7,8 +7,8 @@ from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from mmengine.runner import Runner
 
 import e3va
-from e3va.contrast import supcon
-from e3va.methods.gps import selected, sparse_layers
+from e3va.gps.contrast import supcon
+from e3va.gps.method import selected, sparse_layers
 from tests.conftest import VIT_ARCH, build, image
 
 CLASSES = 2

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import e3va
-from e3va.gradients import select
+from e3va.gps.gradients import select
+from e3va.gps.method import selected, sparse_layers
 from e3va.layers import SparseConv2d, SparseLinear
-from e3va.methods.gps import selected, sparse_layers
 from tests.conftest import build, distance, image, pair, projected
 
 

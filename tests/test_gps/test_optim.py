@@ -3,8 +3,8 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 
-from e3va.config import use_amp
-from e3va.methods.gps import sparse_layers
+from e3va.command.config import use_amp
+from e3va.gps.method import sparse_layers
 from e3va.optim import AmpGPSOptimWrapper, GPSOptimWrapper
 from e3va.registry import OPTIM_WRAPPERS
 from tests.conftest import build, image, projected

@@ -7,9 +7,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import e3va
-from e3va.delta_scheme import whole_checkpoint
-from e3va.heads import quantise_head
+from e3va.delta.scheme import whole_checkpoint
 from e3va.layers import QuantisedLinear
+from e3va.models.head import quantise_head
 from e3va.registry import MODELS
 from tests.conftest import VIT_ARCH, distance, stir
 from tests.test_layers.test_quantised import FEW, plain

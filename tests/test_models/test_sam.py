@@ -15,13 +15,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import e3va
-from e3va.config import apply_method, apply_settings, load_config, load_method
+from e3va.command.config import apply_method, apply_settings, load_config, load_method
 from e3va.datasets.checkpoints import make_checkpoint
 from e3va.datasets.polyp import LoadMask
 from e3va.datasets.synthetic import make_kvasir
-from e3va.gradients import select
-from e3va.methods.gps import sparse_layers
-from e3va.sam import SAMSegmentor, mask_losses, prompts_and_masks
+from e3va.gps.gradients import select
+from e3va.gps.method import sparse_layers
+from e3va.models.sam import SAMSegmentor, mask_losses, prompts_and_masks
 from e3va.trunks.vit_sam import own_names
 from tests.test_configs.reduce import reduce
 

@@ -8,7 +8,7 @@ import torch
 from mmengine.hooks import Hook
 
 import e3va
-from e3va.distributed import GlooRunner
+from e3va.command.processes import GlooRunner
 from e3va.layers import Emptied
 from e3va.methods.routing import routing_of
 from tests import running

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import e3va
-from e3va import pear
 from e3va.layers import Emptied
 from e3va.methods.routing import routing_of
+from e3va.pear import plan as pear
 from tests.conftest import build, distance, image, pair, projected, stir, tensors
 
 METHODS = dict(

@@ -4,7 +4,8 @@ import torch
 from mmengine.config import Config
 
 import e3va
-from e3va import pear, pear_map
+from e3va.pear import picture as pear_map
+from e3va.pear import plan as pear
 from tests.conftest import VIT_ARCH, build, tool
 
 plot_pear = tool('analysis_tools/plot_pear.py')

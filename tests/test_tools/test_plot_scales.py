@@ -5,7 +5,7 @@ from mmengine.config import Config
 from torch import nn
 
 import e3va
-from e3va.methods.dmlora import scaled
+from e3va.dmlora.method import scaled
 from tests.conftest import build, tool
 
 METHOD = dict(type='DMLoRA', rank=2, branches=2, roles=('v', 'q', 'proj'), scale=10.)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import e3va
-from e3va.methods.gps import sparse_layers
+from e3va.gps.method import sparse_layers
 from tests.conftest import build, tool
 
 plot_selection = tool('analysis_tools/plot_selection.py')

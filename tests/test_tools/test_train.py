@@ -343,7 +343,7 @@ def test_wrong_input_is_one_line(folder, capsys, finished, arguments):
 
 def test_a_second_run_in_a_work_dir(folder, capsys):
     """It is refused while the first one lives, and after a kill goes on at once."""
-    first = subprocess.Popen([sys.executable, '-c', "from e3va.files import alone\nwith alone('runs/shared'):\n"
+    first = subprocess.Popen([sys.executable, '-c', "from e3va.files.whole import alone\nwith alone('runs/shared'):\n"
                               "    print('begun', flush=True)\n    input()"], env=environment(), text=True,
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert first.stdout.readline() == 'begun\n'

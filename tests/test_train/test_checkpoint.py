@@ -12,7 +12,7 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 
-from e3va.resume import newest_checkpoint
+from e3va.train.resume import newest_checkpoint
 from tests.running import Classifier, assert_equal, finished, runner_of, state_of
 
 STEPS = ('fsync', 'replace', 'remove', 'unlink')

@@ -5,7 +5,7 @@ from mmengine.logging import MMLogger
 from mmengine.optim import LinearLR, build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 
-from e3va.config import apply_method, load_config, load_method, prepare
+from e3va.command.config import apply_method, load_config, load_method, prepare
 from tests.conftest import SWIN_ARCH, VIT_ARCH, build
 
 

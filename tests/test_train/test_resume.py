@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 
-from e3va.resume import check_resumable, method_of, newest_checkpoint
+from e3va.train.resume import check_resumable, method_of, newest_checkpoint
 
 LORA = "model = dict(\n    backbone=dict(method=dict(rank=8, roles=('q', 'v'), type='LoRA'), type='e3va.Tuned'))\n"
 

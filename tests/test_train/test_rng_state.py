@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 import e3va  # noqa: F401  (before any runner: it helps the stack import)
-from e3va.hooks.rng_state import random_state, set_random_state
+from e3va.train.rng_state import random_state, set_random_state
 
 
 class Model(BaseModel):
@@ -131,7 +131,7 @@ def test_skipping_by_next(tmp_path, monkeypatch):
     whole = run(tmp_path / 'whole', train_cfg, sampler)
     run(tmp_path / 'broken', train_cfg, sampler, stop)
     monkeypatch.setattr(_InfiniteDataloaderIterator, 'skip_iter', skip_by_next)
-    monkeypatch.setattr('e3va.hooks.rng_state.ResumedIterator.skip_iter', skip_by_next)
+    monkeypatch.setattr('e3va.train.rng_state.ResumedIterator.skip_iter', skip_by_next)
     assert equal(whole, run(tmp_path / 'broken', train_cfg, sampler, resume=True))
 
 

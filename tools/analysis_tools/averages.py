@@ -10,8 +10,8 @@ import argparse
 from collections import defaultdict
 from statistics import fmean as mean
 
-from e3va import result_rows
-from e3va.command_line import one_line_errors
+from e3va.command import rows as result_rows
+from e3va.command.line import one_line_errors
 from e3va.datasets import fgvc, vtab
 
 SUITES = dict(vtab=vtab.TASKS, fgvc=fgvc.TASKS)

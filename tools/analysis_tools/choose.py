@@ -13,8 +13,8 @@ import sys
 from collections import defaultdict
 from statistics import fmean as mean
 
-from e3va import result_rows
-from e3va.command_line import one_line_errors
+from e3va.command import rows as result_rows
+from e3va.command.line import one_line_errors
 
 
 def read(files, methods):

@@ -18,14 +18,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from e3va.command_line import one_line_errors
-from e3va.config import load_config
+from e3va.command.config import load_config
+from e3va.command.line import one_line_errors
 from e3va.cost import growth
 from e3va.cost.measure import measure
 from e3va.cost.plot import FORMATS, plot
 from e3va.cost.spec import parse
 from e3va.cost.table import COLUMNS, tables
-from e3va.files import write
+from e3va.files.whole import write
 
 
 def parser():

@@ -22,7 +22,7 @@ from rich.table import Table
 from torch.overrides import TorchFunctionMode
 
 import e3va
-from e3va.command_line import one_line_errors
+from e3va.command.line import one_line_errors
 from e3va.cost.spec import parse
 from e3va.trunks import FAMILIES, family_of
 

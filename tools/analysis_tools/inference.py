@@ -17,12 +17,12 @@ from mmengine.device import get_device
 from mmengine.registry import MODELS, init_default_scope
 from rich.console import Console
 
-from e3va.command_line import one_line_errors
-from e3va.config import load_config
+from e3va.command.config import load_config
+from e3va.command.line import one_line_errors
 from e3va.cost import batch, inference, spec
 from e3va.cost.measure import device_name
 from e3va.cost.table import number, short, table
-from e3va.files import write
+from e3va.files.whole import write
 
 TABLE6 = 'e3va::_base_/tasks/vtab_cifar_vit_b.py'
 PAPER = {                               # method: added parameters and operations, time for 128 images on a GPU

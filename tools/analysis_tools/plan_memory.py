@@ -15,8 +15,8 @@ from functools import partial
 
 from rich.console import Console
 
-from e3va.command_line import one_line_errors
-from e3va.config import load_config
+from e3va.command.config import load_config
+from e3va.command.line import one_line_errors
 from e3va.cost.batch import OBJECTS
 from e3va.cost.plan import plan
 from e3va.cost.spec import parse

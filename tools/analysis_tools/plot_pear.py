@@ -13,12 +13,14 @@ from pathlib import Path
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
 
-from e3va import foreign, pear, pear_map
-from e3va.command_line import one_line_errors, trust_option
+from e3va.command.line import one_line_errors, trust_option
 from e3va.cost.plot import FORMATS
+from e3va.files import foreign
+from e3va.files.checkpoint import trusting
 from e3va.methods.routing import TABLE, follow_routing
-from e3va.saved_run import run_of
-from e3va.trusted import trusting
+from e3va.pear import picture as pear_map
+from e3va.pear import plan as pear
+from e3va.train.saved_run import run_of
 from e3va.tuned import scoped, tune
 
 

@@ -9,10 +9,10 @@ import argparse
 import re
 from pathlib import Path
 
-from e3va.command_line import one_line_errors, trust_option
+from e3va.command.line import one_line_errors, trust_option
 from e3va.cost.plot import FORMATS, clean, plt
-from e3va.saved_run import run_of
-from e3va.trusted import trusting
+from e3va.files.checkpoint import trusting
+from e3va.train.saved_run import run_of
 
 BLOCK = r'(.*?\d+(?:\.(?:blocks\.)?\d+)?)\.(.*)'                       # and the layer in it
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.colors import LogNorm
 
-from e3va.command_line import one_line_errors, trust_option
+from e3va.command.line import one_line_errors, trust_option
 from e3va.cost.plot import FORMATS, clean, plt
-from e3va.saved_run import read
+from e3va.files.checkpoint import trusting
+from e3va.train.saved_run import read
 from e3va.trunks import FAMILIES
-from e3va.trusted import trusting
 
 BLOCK = r'((?:stages|layers|blocks)\.\d+(?:\.blocks)?(?:\.\d+)?)\.(.+)'
 TORCH = dict(attn='q, k, v', out_proj='proj')                           # of torch's attention, in mmseg's ViT

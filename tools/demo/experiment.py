@@ -12,10 +12,10 @@ from mmengine.runner import Runner
 from progress import ProgressHook
 
 import e3va
-from e3va.command_line import override
-from e3va.config import apply_method, load_config, load_method, prepare
+from e3va.command.config import apply_method, load_config, load_method, prepare
+from e3va.command.line import override
 from e3va.cost.saved import saved_bytes
-from e3va.resume import newest_checkpoint
+from e3va.train.resume import newest_checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'demo'
 # what is shown of each evaluator's scores, the first to choose by, and what makes it percent

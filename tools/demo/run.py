@@ -23,7 +23,7 @@ COST = dict(fixed=0.17, e3va=0.20, lora=0.34)
 
 
 def parse(argv):
-    from e3va.command_line import Options
+    from e3va.command.line import Options
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', metavar='FOLDER', help='a Pascal VOC or COCO folder instead of the tree crowns')
     parser.add_argument('--methods', nargs='+', default=['fixed', 'e3va', 'lora'], metavar='NAME_OR_FILE',
@@ -61,7 +61,7 @@ def parse(argv):
 
 def main(argv=None):
     args = parse(argv)
-    from e3va.command_line import one_line_errors  # first of all: it helps the stack import
+    from e3va.command.line import one_line_errors  # first of all: it helps the stack import
     try:
         with one_line_errors():
             demo(args, Console(file=sys.stdout))                         # stays there while logs are redirected
@@ -77,8 +77,8 @@ def demo(args, console):
     from prepare import prepare_trees, prepare_weights
     from voc import write_json
 
-    from e3va.checks import check, check_work_dir
-    from e3va.config import load_method
+    from e3va.command.checks import check, check_work_dir
+    from e3va.command.config import load_method
     methods = {Path(method).stem: method for method in args.methods}
     for method in methods.values():
         load_method(method)                                              # a wrong name stops before the first minute
@@ -144,7 +144,7 @@ def result_folders(place, cfg, methods, seeds, options=None):
     A hash of the config, the method file, the options and the annotations is part of the name: after a change of one
     of them nothing of before is reused.
     """
-    from e3va.config import load_method
+    from e3va.command.config import load_method
     common = hashlib.sha256(cfg.pretty_text.encode())
     for split in ('train', 'val', 'test'):
         common.update(Path(cfg[f'{split}_dataloader'].dataset.ann_file).read_bytes())

@@ -2,8 +2,8 @@
 
     python tools/misc/print_config.py mmdet::swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py --method e3va
 """
-from e3va.command_line import config_parser, one_line_errors, read_config
-from e3va.config import prepare
+from e3va.command.config import prepare
+from e3va.command.line import config_parser, one_line_errors, read_config
 
 
 def main(argv=None):

@@ -4,7 +4,7 @@
 """
 import argparse
 
-from e3va.command_line import Options
+from e3va.command.line import Options
 from e3va.datasets.checkpoints import FORMATS, make_checkpoint
 
 

@@ -8,10 +8,10 @@ import argparse
 
 import torch
 
-from e3va.command_line import one_line_errors, trust_option
-from e3va.delta_scheme import whole_checkpoint
-from e3va.files import replacing
-from e3va.trusted import trusting
+from e3va.command.line import one_line_errors, trust_option
+from e3va.delta.scheme import whole_checkpoint
+from e3va.files.checkpoint import trusting
+from e3va.files.whole import replacing
 
 
 def main(argv=None):

@@ -5,9 +5,9 @@
 import os
 
 import e3va
-from e3va.command_line import config_parser, one_line_errors, read_config, trust_option
+from e3va.command.line import config_parser, one_line_errors, read_config, trust_option
+from e3va.files.checkpoint import trusting
 from e3va.loading import demand
-from e3va.trusted import trusting
 from e3va.tuned import tuned_trunks
 
 

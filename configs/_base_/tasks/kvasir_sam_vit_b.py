@@ -19,7 +19,7 @@ size = (1024, 1024)       # the images are squeezed to it
 load_from = 'https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth'       # or a file at hand
 
 # ---- the model: ViT-B, the decoder without prompts, one mask
-custom_imports = dict(imports=['e3va.sam', 'e3va.datasets.polyp'])
+custom_imports = dict(imports=['e3va.models.sam', 'e3va.datasets.polyp'])
 model = dict(
     type='e3va.SAMSegmentor',
     data_preprocessor=dict(
