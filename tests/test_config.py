@@ -284,7 +284,8 @@ with read_base():
     from .base import *
 
 model = dict(
-    type=ImageClassifier, head=dict(type=LinearClsHead, num_classes=5, in_channels=24, loss=dict(type=CrossEntropyLoss)),
+    type=ImageClassifier,
+    head=dict(type=LinearClsHead, num_classes=5, in_channels=24, loss=dict(type=CrossEntropyLoss)),
     backbone=dict(type=VisionTransformer, img_size=64, patch_size=16, init_cfg=None,
                   arch=dict(embed_dims=24, num_layers=4, num_heads=2, feedforward_channels=48)))
 ''',
@@ -331,6 +332,7 @@ def built(cfg):
     """The config's model and optimizer wrapper."""
     from mmengine.optim import build_optim_wrapper
     from mmengine.registry import MODELS, DefaultScope
+
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
         return model, build_optim_wrapper(model, cfg.optim_wrapper)
@@ -369,8 +371,9 @@ def test_types_that_are_classes(new_style, task, method, dumped):
     ('task', None, 'AmpOptimWrapper'), ('amp', None, 'AmpOptimWrapper'), ('task', 'method', 'e3va.AmpGPSOptimWrapper'),
     ('amp', 'method', 'e3va.AmpGPSOptimWrapper')])
 def test_amp_of_classes(new_style, task, method, twin, dumped):
-    from e3va.registry import type_name
     from mmengine.registry import OPTIM_WRAPPERS
+
+    from e3va.registry import type_name
     files = {name: new_style / f'{name}.py' for name in NEW_STYLE}
     if dumped:
         for name in NEW_STYLE:

@@ -82,8 +82,9 @@ class GPSHook(Hook):
             loader = loader_of(stock, views, self.pipeline, self.batch_size, runner.seed)
             number = min(len(loader), self.batches or len(loader))
             runner.logger.info(f'GPS: selecting by {loss}, on {number} batches of training data')
-            count = select(model, told(itertools.islice(loader, number), number, runner.logger), partial(
-                task_loss if loss == 'task' else partial(contrastive_loss, whole, self.temperature), model), runner.seed)
+            value = task_loss if loss == 'task' else partial(contrastive_loss, whole, self.temperature)
+            count = select(model, told(itertools.islice(loader, number), number, runner.logger), partial(value, model),
+                           runner.seed)
         finally:
             set_random_state(state)
         layers = sparse_layers(find_tuned(model)[1])
