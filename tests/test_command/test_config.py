@@ -355,6 +355,7 @@ def built(cfg):
     """The config's model and optimizer wrapper."""
     from mmengine.optim import build_optim_wrapper
     from mmengine.registry import MODELS, DefaultScope
+
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
         return model, build_optim_wrapper(model, cfg.optim_wrapper)

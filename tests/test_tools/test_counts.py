@@ -106,4 +106,4 @@ def test_readme_and_metafile_name_every_method_file():
                             f'{sorted(listed - files)}'
     used, known = ({model['In Collection'] for model in meta['Models']},
                    {entry['Name'] for entry in meta['Collections']})
-    assert used == known, f'configs/baselines/metafile.yml: Collections and In Collection differ in {sorted(used ^ known)}'
+    assert used == known, f'configs/baselines/metafile.yml: Collections, In Collection differ in {sorted(used ^ known)}'
