@@ -1,10 +1,28 @@
 """What a tuned model trains and what it costs to store."""
-from .delta.extract import changed
 from .layers import Int8Linear, SparseWeight
 from .layers.quantised import packed_bytes, quantised_entries
 from .methods.routing import TABLE
 from .trunks import head_entries
 from .tuned import tuned_trunks
+
+
+def changed(trunk):
+    """Names of a tuned trunk's entries that belong to a delta: they are the method's, or train, or their module trains.
+
+    A classifier inside the trunk belongs to it whole, as the model has it now.
+    """
+    keys, head = set(trunk.tuning.keys), head_entries(trunk)
+    return {name for name in trunk.state_dict() if name not in keys or name in head or trains(trunk, name)}
+
+
+def trains(trunk, name):
+    parent, _, leaf = name.rpartition('.')
+    module = trunk.get_submodule(parent)
+    if module._parameters.get(leaf) is not None:
+        return module._parameters[leaf].requires_grad
+    if leaf == 'relative_position_index':                               # of Swin: a constant
+        return False
+    return any(parameter.requires_grad for parameter in module._parameters.values() if parameter is not None)
 
 
 class Report(dict):

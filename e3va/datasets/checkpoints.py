@@ -15,6 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ..files.whole import replacing
+from ..models.timm_scheme import mmpretrain_vit
 
 FORMATS = ('official', 'mmpretrain', 'timm')
 SAM = dict(sam_vit_b=dict(embed_dim=768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11)),
@@ -136,30 +137,4 @@ def _mmpretrain_swin(values, model):
         named[f'backbone.norm{len(model.layers) - 1}.{leaf}'] = named.pop(f'backbone.norm.{leaf}')
         if f'head.fc.{leaf}' in values:
             named[f'head.fc.{leaf}'] = values[f'head.fc.{leaf}']
-    return named
-
-
-_VIT_NAMES = (  # timm's name, mmpretrain's name
-    (r'(cls_token|pos_embed)', r'backbone.\1'),
-    (r'patch_embed\.proj\.(\w+)', r'backbone.patch_embed.projection.\1'),
-    (r'blocks\.(\d+)\.norm([12])\.(\w+)', r'backbone.layers.\1.ln\2.\3'),
-    (r'blocks\.(\d+)\.attn\.(qkv|proj)\.(\w+)', r'backbone.layers.\1.attn.\2.\3'),
-    (r'blocks\.(\d+)\.mlp\.fc1\.(\w+)', r'backbone.layers.\1.ffn.layers.0.0.\2'),
-    (r'blocks\.(\d+)\.mlp\.fc2\.(\w+)', r'backbone.layers.\1.ffn.layers.1.\2'),
-    (r'blocks\.(\d+)\.ls1\.gamma', r'backbone.layers.\1.attn.gamma1.weight'),
-    (r'blocks\.(\d+)\.ls2\.gamma', r'backbone.layers.\1.ffn.gamma2.weight'),
-    (r'norm\.(\w+)', r'backbone.ln1.\1'),
-    (r'head\.(\w+)', r'head.layers.head.\1'),
-)
-
-
-def mmpretrain_vit(values):
-    """The state dict of a timm ViT under the names of mmpretrain's ImageClassifier; ValueError where one is missing."""
-    named = {}
-    for name, value in values.items():
-        matches = [(re.fullmatch(pattern, name), new) for pattern, new in _VIT_NAMES]
-        new_name = next((match.expand(new) for match, new in matches if match), None)
-        if new_name is None:
-            raise ValueError(f"mmpretrain's VisionTransformer has no place for {name}; use the format timm or official")
-        named[new_name] = value
     return named

@@ -24,7 +24,8 @@ from ..methods.base import number
 from ..methods.lora import LoRALinear
 from ..methods.routing import TABLE
 from ..tuned import find_tuned
-from .extract import delta, odd_values
+from .extract import delta
+from .load import odd_values
 
 TENSORS, CONFIG = 'adapter_model.safetensors', 'adapter_config.json'
 ROOT = 'base_model.model.'                                              # PEFT's prefix of the model's own names

@@ -12,7 +12,9 @@ from ..files import foreign
 from ..layers import QuantisedLinear
 from ..tuned import tune
 from . import file as delta_file
-from .extract import find_base, inside, merge, recorded_method
+from .base import find_base, inside
+from .load import recorded_method
+from .merge import merge
 
 
 def register(checkpoint):

@@ -6,14 +6,13 @@ from mmengine.runner import IterBasedTrainLoop
 from mmengine.runner.base_loop import BaseLoop
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..methods import DMLoRA
 from ..methods.base import choice, integer, number
 from ..registry import HOOKS
 from ..train.change import change, epoch_length, plain, rewrap
 from ..train.retire import retire
 from ..trunks import head_entries
 from ..tuned import find_tuned
-from .method import average, check_start, draw, halve, mixtures, resize, scaled
+from .method import DMLoRA, average, check_start, draw, halve, mixtures, resize, scaled
 from .optim import BranchMixin
 
 KEY = 'e3va_dmlora'                                                     # of the hook's entry in a checkpoint

@@ -98,7 +98,7 @@ def load(file, name, map_location, **options):
         if wanted:
             raise CodeInside(
                 f'{name} holds more than weights: to read it, {", ".join(wanted)} would be executed. If you trust '
-                'whoever made it, give --trust-checkpoint (in Python: with e3va.files.checkpoint.trusting(): ...)') from None
+                'whoever made it, give --trust-checkpoint (in Python: with e3va.trusting(): ...)') from None
         # torch's own first words advise to read it unsafely
         why = str(error).rpartition('WeightsUnpickler error: ')[2].strip() or type(error).__name__
         raise ValueError(f'{name} is not a readable checkpoint (truncated, damaged, or another format): '

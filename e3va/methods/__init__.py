@@ -2,6 +2,7 @@
 import importlib
 import pkgutil
 
+from ..registry import METHODS
 from .base import Method, build_method
 
 __all__ = ['build_method']
@@ -11,3 +12,11 @@ for _file in pkgutil.iter_modules(__path__):
         if isinstance(_kind, type) and issubclass(_kind, Method) and _kind.__module__ == _module.__name__:
             globals()[_name] = _kind
             __all__.append(_name)
+
+
+def __getattr__(name):
+    """Methods with rooms of their own (E3VA, GPS, DMLoRA) are found here too."""
+    METHODS.import_from_location()
+    if name in METHODS.module_dict:
+        return METHODS.module_dict[name]
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -7,6 +7,7 @@ from ..surgery import replace
 from ..trunks.walk import checkpoint_once
 
 TABLE = 'pear'                              # name of the table among the trunk's children
+KEY = 'e3va_pear'                           # of PearHook's entry in a checkpoint
 
 
 class Routing(nn.Module):
@@ -74,6 +75,13 @@ def follow_routing(trunk, given):
     elif not torch.equal(present.served_by.cpu(), served_by.cpu().to(torch.int32)):
         raise ValueError('the weights are of a trunk that was pruned otherwise than this one: load them into one that '
                          'is built anew')
+
+
+def table_of(state, prefix=''):
+    """Of a state dict what says who serves whom in the trunk whose names begin with `prefix`, by the trunk's own names.
+    """
+    place = f'{prefix}{TABLE}.'
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(place)}
 
 
 def check(served_by):

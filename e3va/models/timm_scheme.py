@@ -4,6 +4,8 @@ OpenMMLab has no ViT-B/16 that has seen ImageNet-21k alone, where papers on fine
 use: `timm://vit_base_patch16_224.orig_in21k`, Google's first (ViT-B_16.npz), and `timm://vit_base_patch16_224.augreg_in21k`.
 timm fetches them; FILE is one that is at hand, in Google's format (.npz) or timm's.
 """
+import re
+
 from ..loading import shorten
 from ..surgery import near
 from ..trunks.timm_trunk import load_timm
@@ -22,7 +24,6 @@ def load_scheme(filename, map_location=None, logger=None):
     """
     import timm  # slow to import, and few configs come here
 
-    from ..datasets.checkpoints import mmpretrain_vit
     name, _, file = filename[len('timm://'):].partition('?file=')
     if not timm.is_model(name.partition('.')[0]):
         raise ValueError(f'{filename}: timm has no model {name!r}; {near(name, timm.list_models("vit_*"))}')
@@ -37,3 +38,29 @@ def load_scheme(filename, map_location=None, logger=None):
         raise ValueError(f'{file} leaves {len(missing)} parameters of {name} at random: {shorten(missing)}. Give '
                          'the file of this size of model')
     return dict(state_dict=mmpretrain_vit(model.state_dict()))
+
+
+def mmpretrain_vit(values):
+    """The state dict of a timm ViT under the names of mmpretrain's ImageClassifier; ValueError where one is missing."""
+    named = {}
+    for name, value in values.items():
+        matches = [(re.fullmatch(pattern, name), new) for pattern, new in _VIT_NAMES]
+        new_name = next((match.expand(new) for match, new in matches if match), None)
+        if new_name is None:
+            raise ValueError(f"mmpretrain's VisionTransformer has no place for {name}; use the format timm or official")
+        named[new_name] = value
+    return named
+
+
+_VIT_NAMES = (  # timm's name, mmpretrain's name
+    (r'(cls_token|pos_embed)', r'backbone.\1'),
+    (r'patch_embed\.proj\.(\w+)', r'backbone.patch_embed.projection.\1'),
+    (r'blocks\.(\d+)\.norm([12])\.(\w+)', r'backbone.layers.\1.ln\2.\3'),
+    (r'blocks\.(\d+)\.attn\.(qkv|proj)\.(\w+)', r'backbone.layers.\1.attn.\2.\3'),
+    (r'blocks\.(\d+)\.mlp\.fc1\.(\w+)', r'backbone.layers.\1.ffn.layers.0.0.\2'),
+    (r'blocks\.(\d+)\.mlp\.fc2\.(\w+)', r'backbone.layers.\1.ffn.layers.1.\2'),
+    (r'blocks\.(\d+)\.ls1\.gamma', r'backbone.layers.\1.attn.gamma1.weight'),
+    (r'blocks\.(\d+)\.ls2\.gamma', r'backbone.layers.\1.ffn.gamma2.weight'),
+    (r'norm\.(\w+)', r'backbone.ln1.\1'),
+    (r'head\.(\w+)', r'head.layers.head.\1'),
+)

@@ -8,17 +8,14 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner.base_loop import BaseLoop
 
-from ..delta.extract import differences
+from ..delta.load import differences
 from ..methods.base import choice, integer, number
-from ..methods.routing import TABLE, follow_routing, routing_of
+from ..methods.routing import KEY, follow_routing, routing_of, table_of
 from ..registry import HOOKS
-from ..train.change import change, epoch_length, plain, rewrap
-from ..train.retire import retire
+from ..train.change import epoch_length, plain, settle
 from ..tuned import find_tuned
 from . import plan as pear
 from .optim import MomentsMixin
-
-KEY = 'e3va_pear'                                                       # of the hook's entry in a checkpoint
 
 
 @HOOKS.register_module()
@@ -46,6 +43,7 @@ class PearHook(Hook):
         share (bool): False is vanilla pruning: the positions are left without a unit.
     """
 
+    prunes = True                                                       # ReportHook asks a resumed run for it
     priority = 'HIGHEST'                                                # before EMAHook loads
 
     def __init__(self, warmup=10, ratio=0.5, by_epoch=True, criterion='taylor', checkpoint=None,
@@ -226,23 +224,6 @@ class VanillaPruning(PearHook):
 
     def __init__(self, warmup=10, ratio=0.5, by_epoch=True, criterion='taylor', scope='global'):
         super().__init__(warmup, ratio, by_epoch, criterion, scope=scope, share=False)
-
-
-def settle(runner, function):
-    """Change the trunk and its averages by `function`; optimizer and DDP follow where parameters go."""
-    change(runner, lambda model: function(find_tuned(model)[1]))
-    held, optimizer = set(runner.model.parameters()), runner.optim_wrapper.optimizer
-    gone = [(one, None) for group in optimizer.param_groups for one in group['params'] if one not in held]
-    if gone:
-        retire(optimizer, gone)
-        rewrap(runner)
-
-
-def table_of(state, prefix=''):
-    """Of a state dict what says who serves whom in the trunk whose names begin with `prefix`, by the trunk's own names.
-    """
-    place = f'{prefix}{TABLE}.'
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(place)}
 
 
 def factors(model):

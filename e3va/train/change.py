@@ -6,6 +6,9 @@ from mmengine.dist import get_world_size
 from mmengine.model import is_model_wrapper
 from torch.nn.parallel import DistributedDataParallel
 
+from ..tuned import find_tuned
+from .retire import retire
+
 
 def plain(model):
     """A model without DDP around it."""
@@ -42,3 +45,13 @@ def rewrap(runner, ignored=()):
         gc.collect()                                                    # the old wrapper holds nodes of the old shapes
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(ignored))
         runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
+
+
+def settle(runner, function):
+    """Change the trunk and its averages by `function`; optimizer and DDP follow where parameters go."""
+    change(runner, lambda model: function(find_tuned(model)[1]))
+    held, optimizer = set(runner.model.parameters()), runner.optim_wrapper.optimizer
+    gone = [(one, None) for group in optimizer.param_groups for one in group['params'] if one not in held]
+    if gone:
+        retire(optimizer, gone)
+        rewrap(runner)

@@ -23,8 +23,8 @@ class TunedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     that (`'backbone.e3va'`) does. (What GPS adds are pretrained weights.)
 
     So does a constructor that gives the first layers lower rates, as those of the libraries for MAE, BEiT and ConvNeXt:
-    a config names it by `paramwise_cfg.constructor`, where `e3va.command.config.prepare` puts it. It makes the groups; what the
-    method adds leaves them for a group at the rate that mmengine's rules give, with the decay that it had there.
+    a config names it by `paramwise_cfg.constructor`, where `command.config.prepare` puts it. It makes the groups; what
+    the method adds leaves them for a group at the rate that mmengine's rules give, with the decay that it had there.
     """
 
     def __init__(self, optim_wrapper_cfg, paramwise_cfg=None):

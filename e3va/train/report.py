@@ -8,11 +8,11 @@ from mmengine.runner.base_loop import BaseLoop
 
 from .. import loading
 from ..loading import shorten
-from ..pear.hook import KEY, PearHook, settle, table_of
+from ..methods.routing import KEY, table_of
 from ..registry import HOOKS
 from ..report import report
 from ..tuned import tuned_trunks
-from .change import plain
+from .change import plain, settle
 from .saved_run import recorded_method
 
 
@@ -30,7 +30,7 @@ class ReportHook(Hook):
             return
         if not isinstance(runner._train_loop, BaseLoop):                # only tested
             return
-        if runner._resume and KEY in checkpoint and not any(isinstance(hook, PearHook) for hook in runner.hooks):
+        if runner._resume and KEY in checkpoint and not any(hasattr(hook, 'prunes') for hook in runner.hooks):
             raise ValueError('the checkpoint to resume is of a run of Pear, and this one is without its hook: resume '
                              'with its method file (e.g. --method pear_lora), or start from its weights by load_from')
         follow(runner, checkpoint.get('state_dict', checkpoint))

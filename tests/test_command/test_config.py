@@ -12,7 +12,7 @@ from e3va.command.line import config_parser, read_config
 from e3va.datasets import synthetic
 from tests.conftest import tool
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RETINANET = 'mmdet::swin/retinanet_swin-t-p4-w7_fpn_1x_coco.py'
 STOCK = dict(
     mmdet=RETINANET,
@@ -334,9 +334,9 @@ with read_base():
 model.update(dict(backbone=dict(type=Tuned, trunk=VisionTransformer, method=dict(type=LoRA, rank=2))))
 ''',
     method='''
-from e3va.hooks import GPSHook
+from e3va.gps.hook import GPSHook
 from e3va.methods import GPS
-from e3va.optim import GPSOptimWrapper
+from e3va.gps.optim import GPSOptimWrapper
 
 method = dict(type=GPS, k=2)
 default_hooks = dict(gps=dict(type=GPSHook))

@@ -206,7 +206,7 @@ def test_delta_as_a_whole_checkpoint_is_refused(saved):
 def test_other_options_are_named(tmp_path, monkeypatch):
     """A scale or a seed leaves no trace in the shapes: the delta loads, and says what differs."""
     said = []
-    monkeypatch.setattr(sys.modules['e3va.delta.extract'], 'print_log', lambda text, **options: said.append(text))
+    monkeypatch.setattr(sys.modules['e3va.delta.load'], 'print_log', lambda text, **options: said.append(text))
     tuned = build('vit_timm', dict(type='LoRA', rank=2, alpha=4))
     e3va.save_delta(tuned, tmp_path / 'delta.safetensors')
     for alpha in (4, 8):

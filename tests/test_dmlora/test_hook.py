@@ -310,7 +310,7 @@ def test_wrong_input(tmp_path, options, words):
     (dict(scale_lr=0), 'scale_lr'), (dict(scale_schedule='step'), 'scale_schedule'),
     (dict(by_epoch='no'), "by_epoch must be one of True, False, not 'no'"), (dict(train_head='no'), 'train_head')])
 def test_wrong_options(options, words):
-    from e3va.hooks import DMLoRAHook
+    from e3va.dmlora.hook import DMLoRAHook
     with pytest.raises(ValueError, match=words):
         DMLoRAHook(**options)
 

@@ -213,7 +213,7 @@ def test_average():
 
 def test_moments_of_averaged_branches():
     """The optimizer goes on with the mean of both moments; where one was never drawn, with the other's."""
-    from e3va.optim import DMLoRAOptimWrapper
+    from e3va.dmlora.optim import DMLoRAOptimWrapper
     from e3va.train.retire import retire
     layer = layer_of(of=1, slices=(0,), downs=4, ups=1).train()
     wrapper = DMLoRAOptimWrapper(torch.optim.AdamW(layer.parameters(), lr=0.1))
@@ -236,7 +236,7 @@ def test_moments_of_averaged_branches():
 
 def test_undrawn_branches_stand_still():
     """Neither momentum nor weight decay moves a branch in a step that does not draw it."""
-    from e3va.optim import DMLoRAOptimWrapper
+    from e3va.dmlora.optim import DMLoRAOptimWrapper
     layer = layer_of(of=1, slices=(0,)).train()
     wrapper = DMLoRAOptimWrapper(torch.optim.AdamW(layer.parameters(), lr=0.1, weight_decay=0.5))
     for iteration in range(20):

@@ -227,7 +227,7 @@ def test_refusals(make, given, words):
     (dict(loss='ce'), "loss must be one of None, 'supcon', 'task'"), (dict(views=0), 'views must be an integer'),
     (dict(temperature=0), 'temperature must be'), (dict(batches=0), 'batches must be')])
 def test_options(options, words):
-    from e3va.hooks import GPSHook
+    from e3va.gps.hook import GPSHook
     with pytest.raises(ValueError, match=words):
         GPSHook(**options)
 

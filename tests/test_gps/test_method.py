@@ -363,7 +363,7 @@ def test_sparse_training_is_masked_training(mode):
     ours = e3va.tune(small_vit(), dict(type='GPS', k=2))
     select(ours, batches(), lambda batch: projected(ours(batch)))
     if mode == 'mask':
-        from e3va.optim import GPSOptimWrapper
+        from e3va.gps.optim import GPSOptimWrapper
         other = e3va.tune(small_vit(), dict(type='GPS', k=2, mode='mask'))
         select(other, batches(), lambda batch: projected(other(batch)))
         with pytest.raises(ValueError, match='without its hook'):       # nothing masks as yet

@@ -5,7 +5,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 
 from e3va.command.config import use_amp
 from e3va.gps.method import sparse_layers
-from e3va.optim import AmpGPSOptimWrapper, GPSOptimWrapper
+from e3va.gps.optim import AmpGPSOptimWrapper, GPSOptimWrapper
 from e3va.registry import OPTIM_WRAPPERS
 from tests.conftest import build, image, projected
 

@@ -25,7 +25,7 @@ from e3va.models.sam import SAMSegmentor, mask_losses, prompts_and_masks
 from e3va.trunks.vit_sam import own_names
 from tests.test_configs.reduce import reduce
 
-TASK = Path(__file__).parents[1] / 'configs/_base_/tasks/kvasir_sam_vit_b.py'
+TASK = Path(__file__).parents[2] / 'configs/_base_/tasks/kvasir_sam_vit_b.py'
 SMALL = dict(type='mmpretrain.ViTSAM', img_size=64, patch_size=16, out_channels=32, window_size=3, arch=dict(
     embed_dims=24, num_layers=4, num_heads=2, feedforward_channels=96, global_attn_indexes=[1, 3]))
 SHAPE = dict(embed_dim=24, depth=4, num_heads=2, global_attn_indexes=(1, 3), img_size=64, out_chans=32, window_size=3)

@@ -285,7 +285,7 @@ def test_wrong_input(tmp_path, options, words):
     (dict(coefficients=(1, 'b')), 'coefficients'), (dict(by_epoch='no'), 'by_epoch'), (dict(share='no'), 'share must'),
     (dict(checkpoint='da', share=False), 'drop one of them')])
 def test_wrong_options(options, words):
-    from e3va.hooks import PearHook
+    from e3va.pear.hook import PearHook
     with pytest.raises(ValueError, match=words):
         PearHook(**options)
 

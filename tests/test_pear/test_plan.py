@@ -347,7 +347,7 @@ def test_a_refused_delta_changes_nothing(tmp_path, method, words):
 
 def test_recipe_of_the_readme():
     """As it is printed: 12 of 24 pairs (A, B) go."""
-    text = (Path(__file__).parents[1] / 'configs/pear/README.md').read_text()
+    text = (Path(__file__).parents[2] / 'configs/pear/README.md').read_text()
     recipe, = (code for code in re.findall('```python\n(.*?)```', text, re.S) if 'moments' in code)
     names = {}
     exec(recipe, names)

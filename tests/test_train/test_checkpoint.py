@@ -124,7 +124,7 @@ def killed(folder):
 def test_a_killed_process(tmp_path, whole):
     folder = tmp_path / 'killed'
     ended = subprocess.run(
-        [sys.executable, '-c', f'from tests.test_hooks.test_checkpoint import killed; killed({str(folder)!r})'],
+        [sys.executable, '-c', f'from tests.test_train.test_checkpoint import killed; killed({str(folder)!r})'],
         cwd=ROOT, env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True)
     assert ended.returncode == -signal.SIGKILL
     assert sum(name.endswith('.part') for name in files_of(folder)) == 1

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from e3va.hooks import ReportHook
+from e3va.train.report import ReportHook
 from tests.conftest import build
 
 
