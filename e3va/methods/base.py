@@ -9,7 +9,7 @@ from torch import nn
 from ..layers import Emptied, FollowedLinear
 from ..registry import METHODS
 from ..surgery import find, near, replace
-from ..trunks import unused
+from ..trunks import alternatives, unused
 from .routing import follow_routing
 
 # Names of norm classes, those of timm (RmsNorm, SimpleNorm and their 2d forms) included; not GRN, which is no norm.
@@ -63,7 +63,7 @@ def linears(trunk, parts, roles):
         ValueError: a role that the trunk has not.
     """
     layers = {name: module for name, module in trunk.named_modules() if isinstance(module, nn.Linear)}
-    known = {name: role for name, role in parts.ROLES.items()
+    known = {name: role for name, roles in parts.ROLES.items() for role in alternatives(roles)
              if any(re.fullmatch(role.pattern, layer) for layer in layers)}
     chosen = {}                                                         # (pattern, of) -> slices
     for name in roles:
@@ -145,7 +145,7 @@ class Method:
         above = list(itertools.accumulate(position.split('.'), '{}.{}'.format))
         block = next(names[module] for module in map(trunk.get_submodule, above) if module in names)
         leaf = above[-1].rpartition('.')[2]
-        roles = [name for name, role in parts.ROLES.items() for layer in above
+        roles = [name for name, found in parts.ROLES.items() for role in alternatives(found) for layer in above
                  if re.fullmatch(role.pattern, layer) and (role.of == 1 or str(role.part) == leaf)]
         return block, roles[0] if roles else leaf
 

@@ -4,8 +4,7 @@ What other trunks do in the attention falls to the block's pointwise linears: q,
 """
 from .role import Role, stock
 
-CLASSES = ('mmpretrain.:ConvNeXt',)
-CLASSES_OF_TIMM = ('timm.:ConvNeXt',)
+CLASSES = ('mmpretrain.:ConvNeXt', 'timm.:ConvNeXt')
 FC1 = Role(r'stages\.\d+(\.blocks)?\.\d+\.(pointwise_conv1|mlp\.fc1)')
 FC2 = Role(r'stages\.\d+(\.blocks)?\.\d+\.(pointwise_conv2|mlp\.fc2)')
 ROLES = dict(q=FC1, k=FC1, v=FC1, proj=FC2, fc1=FC1, fc2=FC2)
@@ -15,7 +14,7 @@ AXIS = 1
 
 
 def owns(trunk):
-    return stock(trunk, CLASSES) or stock(trunk, CLASSES_OF_TIMM, 'forward_features')
+    return stock(trunk, CLASSES[:1]) or stock(trunk, CLASSES[1:], 'forward_features')
 
 
 def of_timm(trunk):
