@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import compat, loading
+from .layers.adopted import AdoptedLinear
+from .layers.read import call_through
 from .methods import Full, Method, build_method
 from .registry import MODELS
 from .surgery import near, rebind
@@ -142,6 +144,8 @@ def tune(module, method, config=None):
             parameter.requires_grad_(name in head)
     stock = [name for name, _ in trunk.named_parameters()]              # an edited layer may hold them otherwise
     method.apply(trunk, parts)
+    call_through(trunk, lambda name, layer: name in trunk.tuning.modules and (
+        isinstance(layer, AdoptedLinear) or callable(getattr(layer, 'merged', None))))
     method.adapt_out_norms(trunk, parts)
     if config and not config.get('pretrained'):                         # a module that was given keeps what it has
         own = parts.out_norms(trunk) if parts else []
