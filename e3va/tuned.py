@@ -130,8 +130,8 @@ def tune(module, method, config=None):
                          f'{type(trunk).__name__}; it reads the stock classes of: {", ".join(FAMILIES)} (a subclass '
                          "that changes the forward is not one of them; timm models enter a config as "
                          f"trunk='e3va.TimmTrunk'). {features_only(trunk)}Full and Fixed take any trunk")
-    if family in method.refused:
-        raise ValueError(f'{type(method).__name__} cannot tune a {type(trunk).__name__}: {method.refused[family]}. '
+    if why := method.refusal(family):
+        raise ValueError(f'{type(method).__name__} cannot tune a {type(trunk).__name__}: {why}. '
                          'Take another trunk or another method')
     parts = FAMILIES.get(family)
     head = head_entries(trunk)                          # of a classifier inside it (timm), which trains

@@ -128,6 +128,10 @@ class Method:
     def __init__(self, train_out_norms=False):
         self.train_out_norms = train_out_norms
 
+    def refusal(self, family):
+        """Why the method cannot edit trunks of a family; None where it can."""
+        return self.refused.get(family)
+
     def apply(self, trunk, parts):
         """Edit the frozen trunk in place. Called once, at build, before DDP and the optimizer exist."""
 

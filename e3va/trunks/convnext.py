@@ -11,6 +11,7 @@ ROLES = dict(q=FC1, k=FC1, v=FC1, proj=FC2, fc1=FC1, fc2=FC2)
 HEAD = r'head(\.(?!norm\.).*)?'                                          # its norm is the trunk's
 BRANCHES = ('mlp',)
 AXIS = 1
+NO_PROMPTS = 'prompts are tokens for an attention to read, and its blocks have none'
 
 
 def owns(trunk):

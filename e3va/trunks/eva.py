@@ -16,6 +16,7 @@ ROLES = dict(
     fc1=Role(r'blocks\.\d+\.mlp\.(fc1|fc1_g|fc1_x)'),
     fc2=Role(r'blocks\.\d+\.mlp\.fc2'))
 SIZES = dict(dynamic_img_size=True)
+NO_PROMPTS = None
 
 
 def stem(trunk, image):

@@ -32,6 +32,8 @@ class Family:
     BRANCHES = ('attn', 'mlp')
     AXIS = -1
     SIZES = {}                      # options by which the constructor lets images have any size
+    # Why VPT cannot put prompts among the tokens; None where it can ('windows': in each of them).
+    NO_PROMPTS = 'its blocks do not attend to a plain sequence of tokens, in which prompts would have a place'
 
     def __init__(self, file):
         self.__dict__.update({name: value for name, value in vars(file).items() if not name.startswith('_')})

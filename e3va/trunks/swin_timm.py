@@ -10,6 +10,7 @@ ROLES = dict(
     fc1=Role(r'layers\.\d+\.blocks\.\d+\.mlp\.fc1'),
     fc2=Role(r'layers\.\d+\.blocks\.\d+\.mlp\.fc2'))
 SIZES = dict(strict_img_size=False)
+NO_PROMPTS = None
 
 
 def stages(trunk):

@@ -12,6 +12,7 @@ ROLES = dict(
     fc2=Role(r'blocks\.\d+\.mlp\.(fc2|w3)'))
 HEAD = r'(head|head_dist)(\..*)?'
 SIZES = dict(dynamic_img_size=True)
+NO_PROMPTS = None
 
 
 def stem(trunk, image):
