@@ -53,14 +53,29 @@ def stem(trunk, image):
 
 
 def feed(block, x, shape, tap='before'):
-    """The block adds its only branch itself. It does not checkpoint by itself meanwhile: that is left to `walk`."""
+    """The block adds its only branch itself: what passes its DropPath is the branch."""
+    caught = []
+    handle = block.drop_path.register_forward_hook(lambda drop, inputs, out: caught.append((*inputs, out)))
+    try:
+        behind = through('mlp', block, x, shape)
+    finally:
+        handle.remove()
+    return caught[0][tap == 'after'], behind
+
+
+def through(name, block, x, shape):
+    """It does not checkpoint by itself meanwhile: that is left to `walk`."""
     if not getattr(block, 'with_cp', False):
-        return None, block(x)
+        return block(x)
     block.with_cp = False
     try:
-        return None, block(x)
+        return block(x)
     finally:
         block.with_cp = True
+
+
+def run(block, x, shape):
+    return block(x)
 
 
 def merge(module, x, shape):

@@ -27,8 +27,16 @@ def stem(trunk, image):
     return trunk.norm_pre(x), (*size, rope)
 
 
+def rope_of(block, shape):
+    return shape[2][id(block)] if isinstance(shape[2], dict) else shape[2]
+
+
+def run(block, x, shape):
+    return block(x, rope=rope_of(block, shape))
+
+
 def branches(block, shape):
-    rope = shape[2][id(block)] if isinstance(shape[2], dict) else shape[2]
+    rope = rope_of(block, shape)
     if type(block).__name__ == 'EvaBlockPostNorm':
         return dict(attn=Branch(lambda x: block.norm1(block.attn(x, rope=rope)), block.drop_path1),
                     mlp=Branch(lambda x: block.norm2(block.mlp(x)), block.drop_path2))

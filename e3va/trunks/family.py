@@ -31,6 +31,7 @@ class Family:
     HEAD = None
     BRANCHES = ('attn', 'mlp')
     AXIS = -1
+    INSIDE = False                  # merges are skips of the next stage's first block, which does them itself
     SIZES = {}                      # options by which the constructor lets images have any size
     # Why VPT cannot put prompts among the tokens; None where it can ('windows': in each of them).
     NO_PROMPTS = 'its blocks do not attend to a plain sequence of tokens, in which prompts would have a place'
@@ -83,6 +84,16 @@ class Family:
 
     def feed(self, block, x, shape, tap='before'):
         return self.read('mlp', block, x, shape, tap)
+
+    def run(self, block, x, shape):
+        """x behind a block, as the stock trunk calls it where the family's file says how."""
+        for name in self.names(block):
+            x = self.through(name, block, x, shape)
+        return x
+
+    def through(self, name, block, x, shape):
+        """x behind a branch, for those who do not ask for the branch's own output."""
+        return (self.attend if name == 'attn' else self.feed)(block, x, shape, 'after')[1]
 
     def read(self, name, block, x, shape, tap='before'):
         """(f, x'): a branch's output before or after its DropPath, and what the block has behind it."""

@@ -1,13 +1,12 @@
 """timm trunks for mm necks and heads: NCHW maps at `out_indices`, each behind a norm of its own."""
 import sys
-from functools import partial
 
 from torch import nn
 
 from ..registry import MODELS
 from ..surgery import near, rebind
 from . import FAMILIES, family_of
-from .walk import through_block, walk
+from .walk import walk
 
 
 @MODELS.register_module()
@@ -89,7 +88,7 @@ def maps_of_timm():
 def maps(trunk, image):
     """The stock blocks from images (B, 3, H, W) to a tuple of normed maps (B, C, h, w)."""
     parts = FAMILIES[family_of(trunk)]
-    return walk(trunk, parts, image, partial(through_block, parts))
+    return walk(trunk, parts, image, lambda i, j, block, x, shape: parts.run(block, x, shape))
 
 
 def init_weights(trunk):

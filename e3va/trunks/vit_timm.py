@@ -20,6 +20,10 @@ def stem(trunk, image):
     return trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(image)))), shape
 
 
+def run(block, x, shape):
+    return block(x)
+
+
 def branches(block, shape):
     return dict(attn=Branch(lambda x: block.ls1(block.attn(block.norm1(x))), block.drop_path1),
                 mlp=Branch(lambda x: block.ls2(block.mlp(block.norm2(x))), block.drop_path2))
