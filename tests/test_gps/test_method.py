@@ -593,6 +593,7 @@ def test_a_weight_that_is_read_by_itself():
         torch.manual_seed(0)
         ours = e3va.tune(ByItself(), dict(type='GPS', mode=mode))
         select(ours, [x], lambda batch: projected(ours(batch)))
+        ours.tuning.hooked = True
         projected(ours(x)).backward()
         index = ours.qkv.index.long()
         gradient = ours.qkv.values.grad if mode == 'sparse' else ours.qkv.weight.grad.flatten()[index]
