@@ -51,6 +51,7 @@ class E3VA(Method):
     """
 
     unit = Adapter
+    backpropagates = False
     refused = dict(convnext='the highway reads the outputs of attention and MLP, and its blocks have no attention')
 
     def __init__(self, rank=8, adapter='low_rank', mid=None, arrangement='parallel', downsampling='inherited',
