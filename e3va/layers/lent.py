@@ -12,8 +12,6 @@ from torch import nn
 
 from .sparse import SparseAttention, SparseWeight
 
-WRITES = re.compile(r'init|reset|load|fuse|fix')                        # methods that read a weight to fill or fuse it
-
 
 def lend(trunk):
     """Have every adapted layer's whole weight where a module above reads it; its forward is then the stock one."""
@@ -57,16 +55,19 @@ def reads(kind, name):
 
 @functools.cache
 def source(kind):
-    """The code that a module of a class may run in its forward; none where it cannot be read."""
-    found, seen = [], set()
-    for base in inspect.getmro(kind):
-        if base is nn.Module:
-            break
-        for name, function in vars(base).items():
-            if inspect.isfunction(function) and name not in seen and not WRITES.search(name):
-                seen.add(name)
-                try:
-                    found.append(inspect.getsource(function))
-                except (OSError, TypeError):
-                    pass
+    """The code that a module of a class runs in its forward, and what that calls; none where it cannot be read."""
+    found, waiting, seen = [], [name for name in dir(kind) if name.startswith('forward')], set(dir(nn.Module))
+    seen.discard('forward')
+    while waiting:
+        name = waiting.pop()
+        function = getattr(kind, name, None)
+        if name not in seen and inspect.isfunction(function):
+            try:
+                found.append(inspect.getsource(function))
+            except (OSError, TypeError):
+                found.append('')
+            waiting += re.findall(r'\bself\.(\w+)\(', found[-1])
+            if 'super()' in found[-1]:
+                found += [code for base in kind.__bases__ if base is not nn.Module for code in [source(base)]]
+        seen.add(name)
     return '\n'.join(found)

@@ -79,11 +79,16 @@ class SSF(Method):
                 channels = module.weight.shape[:1]
                 module.scale = nn.Parameter(torch.normal(1., 0.02, channels).to(module.weight))
                 module.shift = nn.Parameter(torch.normal(0., 0.02, channels).to(module.weight))
-                rebind(module, 'forward', scaled)
+                rebind(module, 'forward', scaled if parts else scaled_for_any)
                 rebind(module, 'merged', merged)
 
 
-def scaled(module, x, *args, **options):
+def scaled_for_any(module, x, *args, **options):
+    """The same where an activation that works in place may follow, and change what `Scaled` keeps."""
+    return scaled(module, x, *args, keep_output=False, **options)
+
+
+def scaled(module, x, *args, keep_output=True, **options):
     """The stock forward of a layer, then scale and shift of its channels, in the output's own type."""
     scale, shift = module.scale, module.shift
     if type(module).__name__ == 'LayerNorm':                            # torch's and timm's: they become its own pair
@@ -94,7 +99,7 @@ def scaled(module, x, *args, **options):
     out = type(module).forward(module, x, *args, **options)
     if channels_first(module) and options.get('data_format') != 'channel_last':
         scale, shift = (one.view(-1, *[1] * (out.dim() - 2)) for one in (scale, shift))         # (B, C, ...)
-    if out.dtype == torch.float32 and scale.dtype == torch.float32 and not torch.jit.is_tracing():
+    if keep_output and out.dtype == torch.float32 and scale.dtype == torch.float32 and not torch.jit.is_tracing():
         return Scaled.apply(out, scale, shift)
     return (out * scale + shift).to(out.dtype)
 
