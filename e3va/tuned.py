@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import compat, loading
-from .layers import lend
-from .methods import Fixed, Full, Method, build_method
+from .layers.adopted import AdoptedLinear
+from .layers.read import call_through
+from .methods import Full, Method, build_method
 from .methods.base import beside
 from .methods.targets import ALL, find_also, matches, named, say
 from .registry import METHODS, MODELS
@@ -148,8 +149,8 @@ def tune(module, method, config=None, also=()):
     trunk, family, prefix = part_to_tune(module, method)
     if family is None and method.needs_family:
         raise ValueError(unknown_family(trunk, method))
-    if family in method.refused:
-        raise ValueError(f'{type(method).__name__} cannot tune a {type(trunk).__name__}: {method.refused[family]}. '
+    if why := method.refusal(family):
+        raise ValueError(f'{type(method).__name__} cannot tune a {type(trunk).__name__}: {why}. '
                          'Take another trunk or another method')
     parts = FAMILIES.get(family)
     beside_it = find_also(module, method.also)
@@ -175,6 +176,8 @@ def tune(module, method, config=None, also=()):
         for name, parameter in trunk.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and not name.startswith(adapted))
     method.apply(trunk, parts)
+    call_through(trunk, lambda name, layer: name in trunk.tuning.modules and (
+        isinstance(layer, AdoptedLinear) or callable(getattr(layer, 'merged', None))))
     method.adapt_out_norms(trunk, parts)
     for name, parameter in module.named_parameters():
         if name in beside_it:
@@ -183,7 +186,6 @@ def tune(module, method, config=None, also=()):
     if tuning.usual:
         say(trunk, tuning.usual, sum(parameter.numel() for name, parameter in trunk.named_parameters()
                                      if parameter.requires_grad and name not in head and name not in tuning.also))
-    lend(trunk)
     if config and not config.get('pretrained'):                         # a module that was given keeps what it has
         own = parts.out_norms(trunk) if parts else []
         trained = {name for name, parameter in trunk.named_parameters() if parameter.requires_grad}
@@ -231,7 +233,7 @@ def check_also(trunk, method, parts, also):
 
 def check_trained(trunk, method, head):
     """ValueError where a method would train nothing without a word."""
-    if not isinstance(method, Fixed) and not any(
+    if type(method).apply is not Method.apply and not any(
             parameter.requires_grad and name not in head for name, parameter in trunk.named_parameters()):
         raise ValueError(f'{type(method).__name__} finds nothing to train in {type(trunk).__name__}: it has no such '
                          'parameters. Take another method, e.g. LoRA with targets=, or Fixed with also=')

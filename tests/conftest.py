@@ -104,8 +104,9 @@ METHODS = dict(
 def refusal(trunk, method):
     """Why a method says that it cannot tune a trunk of this family, or None; the keys of TRUNKS begin with families."""
     from e3va.methods import build_method
-    refused = build_method(METHODS[method]).refused
-    return next((why for family, why in refused.items() if trunk.startswith(family)), None)
+    from e3va.trunks import FAMILIES
+    family = next(family for family in FAMILIES if trunk.startswith(family))
+    return build_method(METHODS[method]).refusal(family)
 
 
 def pairs(trunks=TRUNKS, methods=METHODS):

@@ -130,7 +130,7 @@ def is_users(error):
     if isinstance(error, (FileNotFoundError, URLError)) or full_disk(error) or empty_dataset(error):
         return True
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    file, package = Path(frame.filename).resolve(), Path(__file__).resolve().parent
+    file, package = Path(frame.filename).resolve(), Path(__file__).resolve().parents[1]
     if isinstance(error, (KeyError, TypeError)):
         return file.parts[-3:-1] == ('mmengine', 'registry')
     ours = file.is_relative_to(package) or file.is_relative_to(package.parent / 'tools')

@@ -4,7 +4,7 @@ import copy
 import torch
 
 from .. import loading
-from ..layers.lent import hand_out, take_back
+from ..layers.read import read_again
 from ..methods.routing import TABLE, routing_of
 from ..surgery import replace, unbind, unhook
 from ..trunks import head_entries
@@ -33,7 +33,8 @@ def merge(model):
         if trunk.tuning.parts:
             restore(trunk, trunk.tuning.parts)
         loading.unwatch(trunk)
-        unhook(trunk, ask_for_gradient, demand_hook, hand_out, take_back)
+        read_again(trunk)
+        unhook(trunk, ask_for_gradient, demand_hook)
         loading.renew(trunk)
         keys, head = set(trunk.tuning.keys), head_entries(trunk)
         places = tuple(f'{name.rpartition(".")[0]}.' for name in head)

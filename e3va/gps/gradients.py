@@ -7,6 +7,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from ..loading import shorten
+from ..trunks import head_entries
 from ..tuned import find_tuned
 from .method import sparse_layers
 
@@ -87,7 +88,7 @@ def select(model, batches, loss, seed=0):
 def random_start(model, seed):
     """Random weights for the time of the context where a classifier's linear layer has zeros alone."""
     trunk = find_tuned(model)[1]
-    layers = [trunk.get_submodule(name.rpartition('.')[0]) for name in sorted(trunk.tuning.head)]
+    layers = [trunk.get_submodule(name.rpartition('.')[0]) for name in sorted(head_entries(trunk))]
     layers += getattr(model, 'head', nn.Identity()).modules()
     zeros = dict.fromkeys(layer.weight for layer in layers if isinstance(layer, nn.Linear) and not layer.weight.any())
     if zeros:

@@ -52,7 +52,6 @@ class E3VA(Method):
 
     unit = Adapter
     backpropagates = False
-    refused = dict(convnext='the highway reads the outputs of attention and MLP, and its blocks have no attention')
 
     def __init__(self, rank=8, adapter='low_rank', mid=None, arrangement='parallel', downsampling='inherited',
                  skip=True, join='replace', init=None, tap='before', trunk_mode=None, mode='exact',
@@ -77,8 +76,11 @@ class E3VA(Method):
                                 and trunk_weights == 'stock')
 
     def apply(self, trunk, parts):
-        adapters = [[nn.ModuleDict({name: self.make(block.norm1.weight) for name in ('attn', 'mlp')})
+        adapters = [[nn.ModuleDict({name: self.make(parts.like(block)) for name in parts.names(block)})
                      for block in blocks] for blocks in used(trunk)]
+        if parts.INSIDE and self.downsampling == 'trainable':
+            raise ValueError(f"E3VA(downsampling='trainable') copies what lies between stages, and in a "
+                             f"{type(trunk).__name__} blocks merge inside: take 'inherited'")
         last, end = parts.taps(trunk)[-1]
         merges = {i: merge for i, merge in parts.merges(trunk).items()
                   if self.downsampling == 'trainable' and (i < last or (i == last and end == 'merged'))}
@@ -99,7 +101,7 @@ class E3VA(Method):
                         getattr(block, name).compile()
 
     def make(self, like):
-        """An adapter for a block whose norm has the weight `like`, (C,)."""
+        """An adapter of the width, type and device of `like`, (C,)."""
         width = like.numel()
         mid = self.mid or (width // 2 if self.adapter == 'low_rank' else 32)
         if self.adapter == 'low_rank':

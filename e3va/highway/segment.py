@@ -110,40 +110,48 @@ class Segment:
     def trained(self):
         return list(dict.fromkeys(parameter for pair in self.pairs for parameter in trained_of(pair)))
 
-    def attend(self, block, l):
+    def read(self, name, block, l):
+        """(f, l'): a branch's output, (B, ..., C), and the trunk's tokens behind it."""
+        parts = self.trunk.tuning.parts
         with torch.no_grad():                                           # the decorator breaks torch.compile's graph
-            return self.trunk.tuning.parts.attend(block, l, self.shape, self.side.tap)
+            f, l = (parts.attend if name == 'attn' else parts.feed)(block, l, self.shape, self.side.tap)
+        return f.movedim(parts.AXIS, -1), l
 
-    def feed(self, block, l):
-        with torch.no_grad():
-            return self.trunk.tuning.parts.feed(block, l, self.shape, self.side.tap)
+    def names(self, block):
+        return self.trunk.tuning.parts.names(block)
 
     def run(self, c, l, keep=None, own=False):
         """The two streams' new values; `keep` is called with each branch output, `own` lets c be changed in place."""
         side, whole = self.side, self.side.skip and not self.side.beside(self.blocks[0])     # whole: c is e itself
         c = c.contiguous() if own else c.clone(memory_format=torch.contiguous_format)
         for block, pair in zip(self.blocks, self.pairs):
-            f, l = self.attend(block, l)
-            onwards = side.add_attention(c, pair, f)
-            if whole:
-                c += f
-            if keep:
-                keep(f)
-            del f                                                       # before the MLP takes its memory
-            f, l = self.feed(block, l)
-            side.add_mlp(c, pair, f, onwards)
-            if whole:
-                c += f
-            if keep:
-                keep(f)
+            onwards = None
+            for name in self.names(block):
+                f, l = self.read(name, block, l)
+                onwards = side.add(name, c, pair, f, onwards)
+                if whole:
+                    c += f
+                if keep:
+                    keep(f)
+                del f                                                   # before the next branch takes its memory
         return c.add_(side.biases(self.pairs)), l
 
     def reread(self, l):
         """The branch outputs of each block, once more."""
         for block in self.blocks:
-            f1, l = self.attend(block, l)
-            f2, l = self.feed(block, l)
-            yield f1, f2
+            inputs = {}
+            for name in self.names(block):
+                inputs[name], l = self.read(name, block, l)
+            yield inputs
+
+    def unpacked(self, kept, form, dtype):
+        """The branch outputs of each block from their packed forms, which follow one another in `kept`."""
+        names = [self.names(block) for block in self.blocks]
+        size, j = len(kept) // sum(map(len, names)), 0
+        for branches in names:
+            yield {name: form.unpack(dtype, *kept[j + k * size:j + (k + 1) * size])
+                   for k, name in enumerate(branches)}
+            j += len(branches) * size
 
 
 class Highway(Function):
@@ -177,9 +185,9 @@ class Highway(Function):
             if ctx.streams:
                 inputs = segment.reread(ctx.form.unpack(ctx.dtype, *kept))
             else:
-                inputs = unpacked(kept, 2 * len(segment.pairs), ctx.form, ctx.dtype)
-            for pair, (f1, f2) in zip(segment.pairs, inputs):
-                for parameter, value in segment.side.gradients(pair, f1, f2, g, total):
+                inputs = segment.unpacked(kept, ctx.form, ctx.dtype)
+            for pair, outputs in zip(segment.pairs, inputs):
+                for parameter, value in segment.side.gradients(pair, outputs, g, total):
                     found[parameter] = found[parameter] + value if parameter in found else value
         return None, None, gradient, None, *(found[parameter] for parameter in trained)
 
@@ -187,13 +195,6 @@ class Highway(Function):
 def same(a, b):
     """Whether two tensors are one in memory; autograd gives out what it has saved as another object."""
     return a.untyped_storage()._cdata == b.untyped_storage()._cdata
-
-
-def unpacked(kept, count, form, dtype):
-    """Pairs of the `count` tensors whose packed forms follow one another in `kept`."""
-    size = len(kept) // count
-    for i in range(0, len(kept), 2 * size):
-        yield tuple(form.unpack(dtype, *kept[j:j + size]) for j in (i, i + size))
 
 
 def hold(form, x):

@@ -33,43 +33,45 @@ class Side(nn.Module):
         """
         return self.skip and (self.tap == 'after' or not block.training)
 
-    def add_attention(self, c, pair, f1):
-        """Add to c, in place and but for `biases`, what comes of the attention's branch output (equation 8).
+    def add(self, name, c, pair, f, onwards):
+        """Add to c, in place and but for `biases`, what comes of a branch's output f (equation 8).
+
+        Args:
+            onwards (Tensor): what the first of two stacked adapters hands on to the second; else None.
 
         Returns:
             what goes on into the second adapter where they are stacked, else None.
         """
-        if self.arrangement == 'parallel':
-            if 'attn' in pair:
-                pair['attn'].add_to(c, f1)
-            return None
-        inner = pair['attn'](f1)
-        if self.skip:
-            c += inner
-        return self.onwards(inner, f1)
-
-    def add_mlp(self, c, pair, f2, onwards):
-        """The same for the MLP's branch output."""
-        if 'mlp' in pair:
-            pair['mlp'].add_to(c, f2 if onwards is None else f2 + onwards)
+        if self.arrangement == 'stacked' and name == 'attn':
+            inner = pair['attn'](f)
+            if self.skip:
+                c += inner
+            return self.onwards(inner, f)
+        if name in pair:
+            pair[name].add_to(c, f if onwards is None else f + onwards)
+        return None
 
     def onwards(self, inner, f1):
         """Fig. 3: what the first adapter hands to the second."""
         return inner + f1 if self.skip else inner
 
     def biases(self, pairs):
-        """The sum of what the two above leave out, (C,): added once, as it is the same for every token."""
+        """The sum of what `add` leaves out, (C,): added once, as it is the same for every token."""
         names = ('attn', 'mlp') if self.arrangement == 'parallel' else ('mlp',)
         return sum(pair[name].up.bias for pair in pairs for name in names if name in pair)
 
-    def gradients(self, pair, f1, f2, g, total):
-        """(trained parameter, gradient) of a pair, from the gradient g of e, (tokens, C), and its sum over tokens."""
-        if self.arrangement == 'parallel':
-            return [found for name, f in (('attn', f1), ('mlp', f2)) if name in pair
-                    for found in pair[name].gradients(f, g, total)]
+    def gradients(self, pair, inputs, g, total):
+        """(trained parameter, gradient) of a pair, from the gradient g of e, (tokens, C), and its sum over tokens.
+
+        Args:
+            inputs (dict): {name of a branch: its output}.
+        """
+        if self.arrangement == 'parallel' or 'attn' not in inputs:
+            return [found for name, f in inputs.items() if name in pair for found in pair[name].gradients(f, g, total)]
         trained = trained_of(pair)
         if not trained:
             return []
+        f1, f2 = inputs['attn'], inputs['mlp']
         with torch.enable_grad():
             z = f2 + self.onwards(pair['attn'](f1), f1)
             out = pair['mlp'](z) + (z if self.skip else 0)
@@ -111,15 +113,16 @@ def begin(trunk, image, mode):
     parts = trunk.tuning.parts
     with torch.no_grad():
         l, shape = parts.stem(trunk, image)
-    return stage(trunk, 0, torch.zeros_like(l) if trunk.e3va.beside(parts.stages(trunk)[0][0]) else l, l, shape, mode)
+    c = torch.zeros_like(l) if trunk.e3va.beside(parts.stages(trunk)[0][0]) else l
+    return stage(trunk, 0, c.movedim(parts.AXIS, -1), l, shape, mode)
 
 
 def stage(trunk, i, c, l, shape, mode):
     """Stage i of trunk and highway, with the merge behind it.
 
     Args:
-        c (Tensor): the highway, as `Side.beside` says: e - l or e itself.
-        l (Tensor): the trunk's tokens, (B, ..., C) as c.
+        c (Tensor): the highway, as `Side.beside` says: e - l or e itself, (B, ..., C).
+        l (Tensor): the trunk's tokens, with their channels where the family has them.
 
     Returns:
         (outs, c, l, shape): what the stage gives out, the two streams and their shape at the next stage.
@@ -134,7 +137,8 @@ def stage(trunk, i, c, l, shape, mode):
     for end in sorted({j for at, j in taps if at == i and j != 'merged'} | {len(pairs) - 1}):
         e = held = None                                                 # frees the last segment's
         c, l = Segment(trunk, shape, pairs[done:end + 1], blocks[done:end + 1])(c, l, mode)
-        e, done = l + c if beside else c, end + 1
+        own = c.movedim(-1, parts.AXIS)
+        e, done = l + own if beside else own, end + 1
         held = hold(form, e)                                            # once, for the join and for the merge
         if (i, end) in taps:
             give_out((i, end), e, held)
@@ -143,8 +147,10 @@ def stage(trunk, i, c, l, shape, mode):
         own = side.merges[str(i)] if str(i) in side.merges else inherited
         e = again(partial(merge, parts, own, shape), form, held, e, [own])
         with torch.no_grad():
-            l, shape = parts.merge(inherited, l, shape)
-        c = e - l if beside else e
+            merged = parts.merge(inherited, l, shape)
+        c = (e - merged[0] if beside else e).movedim(parts.AXIS, -1)
+        if not parts.INSIDE:                                            # else the next block merges the trunk's itself
+            l, shape = merged
         if (i, 'merged') in taps:
             give_out((i, 'merged'), e, hold(form, e))
     return outs, c, l, shape

@@ -7,7 +7,6 @@ from .emptied import Emptied, served, serving
 from .followed_linear import FollowedLinear
 from .half_linear import HalfLinear
 from .int8_linear import Int8Linear
-from .lent import lend
 from .low_rank import DualLowRank
 from .quantised import Quantised
 from .quantised_linear import QuantisedLinear
@@ -16,4 +15,4 @@ from .sparse import SparseAttention, SparseConv2d, SparseLinear, SparseWeight
 
 __all__ = ['AdoptedConv2d', 'AdoptedLinear', 'Bottleneck', 'DeltaConv2d', 'DeltaLinear', 'DualLowRank', 'Emptied',
            'FollowedLinear', 'HalfLinear', 'Int8Linear', 'Quantised', 'QuantisedLinear', 'SlicedLinear',
-           'SparseAttention', 'SparseConv2d', 'SparseLinear', 'SparseWeight', 'lend', 'served', 'serving']
+           'SparseAttention', 'SparseConv2d', 'SparseLinear', 'SparseWeight', 'served', 'serving']

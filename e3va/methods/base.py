@@ -9,7 +9,7 @@ from torch import nn
 from ..layers import Emptied, FollowedLinear
 from ..registry import METHODS
 from ..surgery import find, near, replace
-from ..trunks import family_of, unused
+from ..trunks import alternatives, family_of, unused
 from .routing import follow_routing
 from .targets import also_names, check_layer, named, target_names, usual
 
@@ -91,7 +91,7 @@ def linears(trunk, parts, roles, kinds=(nn.Linear,)):
         ValueError: a role that the trunk has not.
     """
     layers = {name: module for name, module in trunk.named_modules() if isinstance(module, kinds)}
-    known = {name: role for name, role in parts.ROLES.items()
+    known = {name: role for name, roles in parts.ROLES.items() for role in alternatives(roles)
              if any(re.fullmatch(role.pattern, layer) for layer in layers)}
     chosen = {}                                                         # (pattern, of) -> slices
     for name in roles:
@@ -170,6 +170,10 @@ class Method:
         """Whether `targets` may name this layer."""
         return isinstance(module, self.adapted)
 
+    def refusal(self, family):
+        """Why the method cannot edit trunks of a family; None where it can."""
+        return self.refused.get(family)
+
     def apply(self, trunk, parts):
         """Edit the frozen trunk in place. Called once, at build, before DDP and the optimizer exist."""
 
@@ -191,7 +195,7 @@ class Method:
         if block is None:                                               # named by `targets`, outside the blocks
             return place_by_name(position)
         leaf = above[-1].rpartition('.')[2]
-        roles = [name for name, role in parts.ROLES.items() for layer in above
+        roles = [name for name, found in parts.ROLES.items() for role in alternatives(found) for layer in above
                  if re.fullmatch(role.pattern, layer) and (role.of == 1 or str(role.part) == leaf)]
         return block, roles[0] if roles else leaf
 

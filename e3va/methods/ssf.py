@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers.delta_linear import NO_BIAS
-from ..layers.lent import read_past
 from ..registry import METHODS
 from ..surgery import rebind, unbind
 from .base import Method, idle_places, is_norm, norms
@@ -33,7 +32,7 @@ class SSF(Method):
     front of that norm, where it could not be merged. Merging is refused where a layer has no bias to take the shift.
 
     In a trunk of no known family it stands behind every linear layer, convolution and norm but the classifier's, which
-    is said. A layer whose weight another module reads, past its forward (`layers.lent`), has none.
+    is said.
 
     Args:
         targets (str or sequence of str): the linears, convolutions and norms that get a pair, in any module; see
@@ -70,11 +69,6 @@ class SSF(Method):
         for name, module in found.items():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 check_layer(trunk, name, module, self)
-                if read_past(trunk, name):
-                    if self.targets is not None:
-                        raise ValueError(f'{name} of {type(trunk).__name__}: the module above it reads its weight past '
-                                         'its forward, so that nothing can stand behind it; name other layers')
-                    continue
             if isinstance(getattr(module, 'weight', None), nn.Parameter):
                 channels = module.weight.shape[:1]
                 module.scale = nn.Parameter(torch.normal(1., 0.02, channels).to(module.weight))

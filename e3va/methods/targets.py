@@ -153,9 +153,13 @@ def frozen_layers(trunk, layers, guess=True):
     """Those of {name: layer} that do not train whole, as a classifier or by `also`.
 
     Args:
-        guess (bool): leave out, too, what is at the usual place of a classifier in a module that does not say what
-            its own is. That stays frozen: `also` trains it.
+        guess (bool): leave out, too, the `out_proj` of torch's attentions, of which the weight alone is read, and what
+            is at the usual place of a classifier in a module that does not say what its own is. That stays frozen:
+            `also` trains it.
     """
+    if guess:                                                           # torch reads its weight: see `layers.read`
+        layers = {name: layer for name, layer in layers.items() if not isinstance(
+            trunk.get_submodule(name.rpartition('.')[0]), nn.MultiheadAttention)}
     whole = trunk.tuning.also | (frozenset() if trunk.tuning.rest else head_entries(trunk))
     guess = guess and trunk.tuning.parts is None and not hasattr(trunk, 'get_classifier')
     return {name: layer for name, layer in layers.items()

@@ -17,6 +17,7 @@ its shallow Swin the images of a batch trade their prompts, which it lays out as
 (image, window). Here an image keeps its own: no difference for one image, nor in the deep form. And it averages the
 prompts into Swin's pooled output, while a trunk that gives out maps has no place for them.
 """
+import contextlib
 import math
 from functools import partial
 
@@ -26,7 +27,7 @@ from torch.nn import functional as F
 
 from ..registry import METHODS
 from ..surgery import rebind
-from ..trunks import norm_of, used
+from ..trunks import FAMILIES, norm_of, used
 from ..trunks.walk import refuse_options, reroute, through_branch, walk
 from .base import Method, choice, integer, number
 
@@ -70,14 +71,15 @@ class VPT(Method):
 
     starts_at_trunk = False
     trunk_mode = 'eval'
-    refused = dict(convnext='prompts are tokens for an attention to read, and its blocks have none',
-                   vit_sam='its attention takes maps and their windows, which have no place for further tokens')
 
     def __init__(self, tokens=50, deep=True, dropout=0., train_out_norms=False):
         super().__init__(train_out_norms)
         self.tokens = integer('tokens', tokens)
         self.deep = choice('deep', deep, (True, False))
         self.dropout = number('dropout', dropout, low=0, below=1)
+
+    def refusal(self, family):
+        return FAMILIES[family].NO_PROMPTS if family else None
 
     def apply(self, trunk, parts):
         windowed = trunk.tuning.family.startswith('swin')
@@ -109,8 +111,13 @@ def deep_tokens(block, attention, x, **options):
     """The stock attention of a ViT's normed tokens x (B, L, C), with the block's prompts to attend to."""
     if options.get('attn_mask') is not None or options.get('is_causal'):
         raise ValueError('VPT takes no attn_mask and no is_causal: prompts are to be seen by every token')
-    both = torch.cat((x, norm_of(block)(block.prompts(x.shape[0]))), dim=1)
-    stock = type(attention).forward
+    prompts, stock = block.prompts(x.shape[0]), type(attention).forward
+    if not type(block).__name__.endswith('PostNorm'):                   # whose attention reads what is not normed
+        prompts = norm_of(block)(prompts)
+    if options.get('rope') is not None:                                 # is for patches: prompts stand in front of them
+        with further_prefix(attention, prompts.shape[1]):
+            return stock(attention, torch.cat((prompts, x), dim=1), **options)[:, prompts.shape[1]:]
+    both = torch.cat((x, prompts), dim=1)
     if 'identity' in options:                                           # mmcv's takes keys of another length
         return stock(attention, x, key=both, **options)
     return stock(attention, both, **options)[:, :x.shape[1]]
@@ -156,12 +163,29 @@ def shallow_tokens(trunk, image, **options):
     refuse_options(trunk, options)
     parts, count = trunk.tuning.parts, trunk.tuning.method.tokens
 
+    front = getattr(trunk, 'rope', None) is not None                    # tables are for patches, behind the prefix
+
     def through(i, j, block, x, shape):
         if j == 0:
-            x = torch.cat((x, block.prompts(x.shape[0])), dim=1)
-        return through_branch(parts, 'mlp', block, through_branch(parts, 'attn', block, x, shape), shape)
+            prompts = block.prompts(x.shape[0])
+            x = torch.cat((prompts, x) if front else (x, prompts), dim=1)
+        with further_prefix(block.attn, count if front else 0):
+            return through_branch(parts, 'mlp', block, through_branch(parts, 'attn', block, x, shape), shape)
 
-    return walk(trunk, parts, image, through, lambda tap, x: x[:, :-count])
+    return walk(trunk, parts, image, through, lambda tap, x: x[:, count:] if front else x[:, :-count])
+
+
+@contextlib.contextmanager
+def further_prefix(attention, count):
+    """Let a rotary attention take `count` more tokens in front of the patches as they are."""
+    if not count:
+        yield
+        return
+    attention.num_prefix_tokens += count
+    try:
+        yield
+    finally:
+        attention.num_prefix_tokens -= count
 
 
 def shallow_windows(trunk, image, **options):

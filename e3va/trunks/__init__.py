@@ -24,16 +24,23 @@ need to know besides, e.g. the height and width in patches):
 """
 import re
 
-from . import convnext, swin_mm, swin_timm, vit_mm, vit_sam, vit_timm
-from .role import Role
+from . import convnext, eva, swin_mm, swin_timm, vit_mm, vit_sam, vit_timm
+from .family import Branch, Family, OfTimm
+from .role import Role, stock
 
-FAMILIES = dict(swin_mm=swin_mm, swin_timm=swin_timm, vit_mm=vit_mm, vit_timm=vit_timm,
-                vit_sam=vit_sam, convnext=convnext)
+FAMILIES = dict(swin_mm=Family(swin_mm), swin_timm=OfTimm(swin_timm), vit_mm=Family(vit_mm),
+                vit_timm=OfTimm(vit_timm), vit_sam=Family(vit_sam), convnext=Family(convnext), eva=OfTimm(eva))
 
 
 def family_of(trunk):
     """Name of the trunk's family, or None."""
-    return next((name for name, family in FAMILIES.items() if family.owns(trunk)), None)
+    return next((name for name, family in FAMILIES.items() if stock(trunk, family.CLASSES, None)
+                 and family.owns(trunk)), None)
+
+
+def alternatives(role):
+    """What a family says of a role, as a tuple: it may be a slice of a fused layer, or a layer of its own."""
+    return role if isinstance(role, tuple) else (role, )
 
 
 def norm_of(block):
@@ -80,4 +87,4 @@ def head_entries(trunk):
     return frozenset(name for name in names if name.startswith(places))
 
 
-__all__ = ['FAMILIES', 'Role', 'family_of', 'head_entries', 'norm_of', 'unused', 'used']
+__all__ = ['FAMILIES', 'Branch', 'Role', 'alternatives', 'family_of', 'head_entries', 'norm_of', 'unused', 'used']

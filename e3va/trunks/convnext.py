@@ -4,18 +4,18 @@ What other trunks do in the attention falls to the block's pointwise linears: q,
 """
 from .role import Role, stock
 
-CLASSES = ('mmpretrain.:ConvNeXt',)
-CLASSES_OF_TIMM = ('timm.:ConvNeXt',)
+CLASSES = ('mmpretrain.:ConvNeXt', 'timm.:ConvNeXt')
 FC1 = Role(r'stages\.\d+(\.blocks)?\.\d+\.(pointwise_conv1|mlp\.fc1)')
 FC2 = Role(r'stages\.\d+(\.blocks)?\.\d+\.(pointwise_conv2|mlp\.fc2)')
 ROLES = dict(q=FC1, k=FC1, v=FC1, proj=FC2, fc1=FC1, fc2=FC2)
 HEAD = r'head(\.(?!norm\.).*)?'                                          # its norm is the trunk's
 BRANCHES = ('mlp',)
 AXIS = 1
+NO_PROMPTS = 'prompts are tokens for an attention to read, and its blocks have none'
 
 
 def owns(trunk):
-    return stock(trunk, CLASSES) or stock(trunk, CLASSES_OF_TIMM, 'forward_features')
+    return stock(trunk, CLASSES[:1]) or stock(trunk, CLASSES[1:], 'forward_features')
 
 
 def of_timm(trunk):
@@ -53,14 +53,29 @@ def stem(trunk, image):
 
 
 def feed(block, x, shape, tap='before'):
-    """The block adds its only branch itself. It does not checkpoint by itself meanwhile: that is left to `walk`."""
+    """The block adds its only branch itself: what passes its DropPath is the branch."""
+    caught = []
+    handle = block.drop_path.register_forward_hook(lambda drop, inputs, out: caught.append((*inputs, out)))
+    try:
+        behind = through('mlp', block, x, shape)
+    finally:
+        handle.remove()
+    return caught[0][tap == 'after'], behind
+
+
+def through(name, block, x, shape):
+    """It does not checkpoint by itself meanwhile: that is left to `walk`."""
     if not getattr(block, 'with_cp', False):
-        return None, block(x)
+        return block(x)
     block.with_cp = False
     try:
-        return None, block(x)
+        return block(x)
     finally:
         block.with_cp = True
+
+
+def run(block, x, shape):
+    return block(x)
 
 
 def merge(module, x, shape):

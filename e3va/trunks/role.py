@@ -14,12 +14,14 @@ class Role:
 def stock(trunk, names, method='forward'):
     """Whether the trunk's class, or a base of it, is one of `names` ('module:Class') and its `method` not overridden.
 
+    With the method None: by the class alone.
+
     Asked by name, so that no library is imported that the user does not use.
     """
     for base in type(trunk).__mro__:
         if any(base.__module__.startswith(module) and base.__name__ == name
                for module, name in (entry.split(':') for entry in names)):
-            return getattr(type(trunk), method) is getattr(base, method)
+            return method is None or getattr(type(trunk), method) is getattr(base, method)
     return False
 
 

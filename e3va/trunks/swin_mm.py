@@ -12,8 +12,7 @@ ROLES = dict(
     fc1=Role(r'stages\.\d+\.blocks\.\d+\.ffn\.layers\.0\.0'),
     fc2=Role(r'stages\.\d+\.blocks\.\d+\.ffn\.layers\.1'))
 HEAD = None
-BRANCHES = ('attn', 'mlp')
-AXIS = -1
+NO_PROMPTS = None
 
 
 def owns(trunk):

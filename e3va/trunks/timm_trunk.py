@@ -5,13 +5,13 @@ from torch import nn
 
 from ..registry import MODELS
 from ..surgery import near, rebind
-from . import FAMILIES, family_of, norm_of
+from . import FAMILIES, family_of
 from .walk import walk
 
 
 @MODELS.register_module()
 def TimmTrunk(name, out_indices=None, norm_eps=1e-5, with_cp=False, pretrained=False, init_cfg=None, **options):
-    """A timm Swin, ViT or ConvNeXt that gives maps to OpenMMLab necks; its parameters keep timm's own names.
+    """A timm model that gives maps to OpenMMLab necks; its parameters keep timm's own names.
 
     Beside timm's names there is a `norm{i}` for each output, as in mmdet's Swin. What lies behind the last output is
     left out, timm's own last norm too, as by timm's `prune_intermediate_layers`.
@@ -36,33 +36,31 @@ def TimmTrunk(name, out_indices=None, norm_eps=1e-5, with_cp=False, pretrained=F
     import timm
     if not timm.is_model(name.split('.')[0]):
         raise ValueError(f'timm {timm.__version__} has no model {name!r}; {near(name, timm.list_models())}')
-    vit = name.startswith(('vit', 'deit', 'flexivit'))
-    size = dict(dynamic_img_size=True) if vit else dict(strict_img_size=False) if name.startswith('swin_') else {}
-    try:
-        trunk = timm.create_model(name, pretrained=pretrained, num_classes=0, **{**size, **options})
-    except TypeError as error:                              # an option that the model's class does not take
-        raise ValueError(f'TimmTrunk cannot build {name!r}: {error}. It reads the plain ViT, Swin and ConvNeXt of '
-                         'timm, with the options of their classes') from error
+    trunk = create(name, pretrained, options)
     family = family_of(trunk)
     if family is None:
-        raise ValueError(f'TimmTrunk reads the Swin, ViT and ConvNeXt of timm; {name!r} is a {type(trunk).__name__}')
+        raise ValueError(f'TimmTrunk gives maps of the families {", ".join(maps_of_timm())}; {name!r} is a '
+                         f'{type(trunk).__name__}, of none of them (a variant with another forward, or another model)')
 
     parts = FAMILIES[family]
-    units = parts.stages(trunk) if parts.merges(trunk) else parts.stages(trunk)[0]
-    indices = list(out_indices if out_indices is not None else
-                   range(len(units)) if parts.merges(trunk) else [len(units) - 1])
+    stages = parts.stages(trunk)
+    staged = len(stages) > 1
+    units = stages if staged else stages[0]
+    indices = list(out_indices if out_indices is not None else range(len(units)) if staged else [len(units) - 1])
     if not indices or any(not isinstance(i, int) or not -len(units) <= i < len(units) for i in indices):
         raise ValueError(f'out_indices={tuple(indices)} of {name}: there are {len(units)} '
-                         f'{"stages" if parts.merges(trunk) else "blocks"}, give numbers from 0 to {len(units) - 1}')
+                         f'{"stages" if staged else "blocks"}, give numbers from 0 to {len(units) - 1}')
     trunk.out_indices = tuple(sorted(i % len(units) for i in indices))
-    for i in trunk.out_indices:
-        unit = units[i][0] if parts.merges(trunk) else units[i]
-        trunk.add_module(f'norm{i}', nn.LayerNorm(norm_of(unit).weight.numel(), eps=norm_eps))
+    likes = [parts.like(units[i][-1] if staged else units[i]) for i in trunk.out_indices]
+    trunk.channels = tuple(like.numel() for like in likes)
+    trunk.strides = tuple(int(trunk.feature_info[i]['reduction']) for i in trunk.out_indices)
+    for i, width in zip(trunk.out_indices, trunk.channels):
+        trunk.add_module(f'norm{i}', nn.LayerNorm(width, eps=norm_eps))
     trunk.prune_intermediate_layers(list(trunk.out_indices), prune_norm=True, prune_head=True)
-    if hasattr(trunk, 'patch_embed'):
+    if hasattr(getattr(trunk, 'patch_embed', None), 'dynamic_img_pad'):
         trunk.patch_embed.dynamic_img_pad = True
-    else:
-        trunk.head = nn.Identity()                          # ConvNeXt's keeps a norm, which nothing here would train
+    if family == 'convnext':
+        trunk.head = nn.Identity()                          # it keeps a norm, which nothing here would train
     trunk.with_cp = with_cp
     trunk.init_cfg = init_cfg
     rebind(trunk, 'forward', maps)
@@ -70,9 +68,27 @@ def TimmTrunk(name, out_indices=None, norm_eps=1e-5, with_cp=False, pretrained=F
     return trunk
 
 
+def create(name, pretrained, options):
+    """timm's model without classifier, made for images of any size where its class can be."""
+    import timm
+    refused = None
+    for size in (dict(dynamic_img_size=True), dict(strict_img_size=False), {}):
+        try:
+            return timm.create_model(name, pretrained=pretrained, num_classes=0, **{**size, **options})
+        except TypeError as error:                          # an option that the model's class does not take
+            refused = error
+    raise ValueError(f'TimmTrunk cannot build {name!r}: {refused}. Give options that its class takes')
+
+
+def maps_of_timm():
+    """Names of the families of timm's models."""
+    return [name for name, parts in FAMILIES.items() if any(kind.startswith('timm.') for kind in parts.CLASSES)]
+
+
 def maps(trunk, image):
     """The stock blocks from images (B, 3, H, W) to a tuple of normed maps (B, C, h, w)."""
-    return walk(trunk, FAMILIES[family_of(trunk)], image, lambda i, j, block, x, shape: block(x))
+    parts = FAMILIES[family_of(trunk)]
+    return walk(trunk, parts, image, lambda i, j, block, x, shape: parts.run(block, x, shape))
 
 
 def init_weights(trunk):

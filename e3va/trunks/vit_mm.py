@@ -13,8 +13,7 @@ ROLES = dict(
     fc1=Role(r'layers\.\d+\.ffn\.(layers\.0\.0|w12)'),
     fc2=Role(r'layers\.\d+\.ffn\.(layers\.1|w3)'))
 HEAD = None
-BRANCHES = ('attn', 'mlp')
-AXIS = -1
+NO_PROMPTS = None
 
 
 def of_mmseg(trunk):

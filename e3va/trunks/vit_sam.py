@@ -19,8 +19,7 @@ ROLES = dict(
     fc1=Role(r'layers\.\d+\.ffn\.layers\.0\.0'),
     fc2=Role(r'layers\.\d+\.ffn\.layers\.1'))
 HEAD = None
-BRANCHES = ('attn', 'mlp')
-AXIS = -1
+NO_PROMPTS = 'its attention takes maps and their windows, which have no place for further tokens'
 
 NAMES = (                                                               # in a public checkpoint, in ours
     (r'image_encoder\.pos_embed', r'backbone.pos_embed'),

@@ -81,7 +81,7 @@ def through_block(parts, stage, j, block, x, shape):
 
 def through_branch(parts, name, block, x, shape):
     """x behind the branch 'attn' or 'mlp' of a block, its residual included."""
-    return (parts.attend if name == 'attn' else parts.feed)(block, x, shape, 'after')[1]
+    return parts.through(name, block, x, shape)
 
 
 def walk(trunk, parts, image, through, give_out=None, merge=None):

@@ -113,7 +113,7 @@ def test_said(saved, change, words):
 
 def test_the_recorded_base_is_read_as_data_and_not_fetched(saved, tmp_path, monkeypatch):
     """A pickle that the delta names is refused; a URL is not fetched, until it is given; what lies in the cache is."""
-    from tests.test_trusted import Runs
+    from tests.test_files.test_checkpoint import Runs
     stock, tuned, path = saved
     torch.save(dict(state_dict={'a': torch.ones(1)}, more=Runs(tmp_path / 'made')), tmp_path / 'evil.pth')
     sign(path, put('base', str(tmp_path / 'evil.pth')))

@@ -587,13 +587,19 @@ class ByItself(nn.Module):
 
 
 def test_a_weight_that_is_read_by_itself():
-    """Its selected values would not train; the dense weights of the reference do."""
-    x, ours = torch.randn(3, 6), e3va.tune(ByItself(), 'GPS')
-    with pytest.raises(ValueError, match="entries of qkv: ByItself reads its weight.*mode='mask'"):
+    """The layer is called in its place: its selected values train, as the dense weights of the reference do."""
+    x, kept = torch.randn(3, 6), []
+    for mode in ('sparse', 'mask'):
+        torch.manual_seed(0)
+        ours = e3va.tune(ByItself(), dict(type='GPS', mode=mode))
         select(ours, [x], lambda batch: projected(ours(batch)))
-    masked = e3va.tune(ByItself(), dict(type='GPS', mode='mask'))
-    select(masked, [x], lambda batch: projected(masked(batch)))
-    assert selected(masked)
+        ours.tuning.hooked = True
+        projected(ours(x)).backward()
+        index = ours.qkv.index.long()
+        gradient = ours.qkv.values.grad if mode == 'sparse' else ours.qkv.weight.grad.flatten()[index]
+        kept.append((index, gradient.view_as(index)))
+    assert torch.equal(kept[0][0], kept[1][0]) and kept[0][1].any()
+    assert torch.allclose(kept[0][1], kept[1][1], atol=1e-6)
 
 
 def test_layers_that_compute_otherwise():

@@ -28,9 +28,11 @@ def plain(tuned, x):
     for i, adapters in enumerate(tuned.e3va.stages):
         for j, own in enumerate(adapters):
             with torch.no_grad():
-                f1, l = parts.attend(parts.stages(tuned)[i][j], l, shape)
-                f2, l = parts.feed(parts.stages(tuned)[i][j], l, shape)
-            e = e + adapted(own['attn'], f1) + adapted(own['mlp'], f2)
+                block, outputs = parts.stages(tuned)[i][j], {}
+                for name in parts.names(block):
+                    outputs[name], l = (parts.attend if name == 'attn' else parts.feed)(block, l, shape)
+            for name, f in outputs.items():
+                e = e + adapted(own[name], f.movedim(parts.AXIS, -1)).movedim(-1, parts.AXIS)
             if (i, j) in parts.taps(tuned):
                 outs.append(parts.emit(tuned, (i, j), e, shape))
         if i + 1 < len(tuned.e3va.stages) or (i, 'merged') in parts.taps(tuned):

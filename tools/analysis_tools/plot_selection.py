@@ -17,7 +17,7 @@ from e3va.command.line import one_line_errors, trust_option
 from e3va.cost.plot import FORMATS, clean, plt
 from e3va.files.checkpoint import trusting
 from e3va.train.saved_run import read
-from e3va.trunks import FAMILIES
+from e3va.trunks import FAMILIES, alternatives
 
 BLOCK = r'((?:stages|layers|blocks)\.\d+(?:\.blocks)?(?:\.\d+)?)\.(.+)'
 TORCH = dict(attn='q, k, v', out_proj='proj')                           # of torch's attention, in mmseg's ViT
@@ -52,8 +52,9 @@ def rows(state):
 def place(name):
     """(label of the block, label of the role) of a layer of a trunk."""
     family = next((parts.ROLES for parts in FAMILIES.values()
-                   if any(re.fullmatch(role.pattern, name) for role in parts.ROLES.values())), {})
-    roles = [role for role, at in family.items() if re.fullmatch(at.pattern, name)]
+                   if any(re.fullmatch(at.pattern, name) for role in parts.ROLES.values() for at in alternatives(role))
+                   ), {})
+    roles = [role for role, found in family.items() for at in alternatives(found) if re.fullmatch(at.pattern, name)]
     if 'downsample' in name:
         return f'down {re.search(r"[0-9]+", name)[0]}', 'downsample'
     inside = re.fullmatch(BLOCK, name)

@@ -1,0 +1,97 @@
+"""Layers whose weight their parent reads past them, `F.linear(x, self.qkv.weight, bias)`: BEiT, EVA, Swin V2.
+
+What a method puts into such a layer would never run. So the parent's forward runs in a mode in which a product with
+the layer's weight is a call of the layer.
+"""
+import functools
+import inspect
+import re
+
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from ..surgery import rebind, unbind
+
+
+class Called(TorchFunctionMode):
+    """In it `F.linear(x, layer.weight, bias)` is `layer(x)` with this bias."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = layers
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is F.linear:
+            x, weight, bias = bound(*args, **kwargs)
+            layer = next((layer for layer in self.layers if layer.weight is weight), None)
+            if layer is not None:
+                out = layer(x)                                          # the mode is off in here
+                return out if bias is None or bias is layer.bias else out + bias
+        return func(*args, **kwargs)
+
+
+def bound(input, weight, bias=None):
+    return input, weight, bias
+
+
+def call_through(trunk, edited):
+    """After surgery: have the parents of edited layers call them, where they would read their weight alone.
+
+    Args:
+        edited (callable): (name, module) -> whether a module of the trunk computes other things than the stock one.
+
+    Raises:
+        ValueError: a parent that hands the weight to a function of torch as a whole (nn.MultiheadAttention).
+    """
+    for name, parent in trunk.named_modules():
+        leaves = [leaf for leaf, child in parent.named_children() if leaf in weights_read(type(parent))
+                  and edited(f'{name}.{leaf}'.lstrip('.'), child)]
+        if leaves and isinstance(parent, nn.MultiheadAttention):
+            raise ValueError(f'{name}.{leaves[0]} of {type(trunk).__name__} is read by torch.nn.MultiheadAttention '
+                             'past any layer in its place: leave it out')
+        if leaves:
+            rebind(parent, 'forward', functools.partial(forward, leaves))
+
+
+def forward(leaves, parent, *args, **kwargs):
+    """The parent's own forward, its layers called."""
+    with Called([getattr(parent, leaf) for leaf in leaves]):
+        return type(parent).forward(parent, *args, **kwargs)
+
+
+def read_again(trunk):
+    """Undo `call_through`, on a trunk that is merged."""
+    for module in trunk.modules():
+        bound = module.__dict__.get('forward')
+        if getattr(getattr(bound, 'func', None), 'func', getattr(bound, 'func', None)) is forward:
+            unbind(module, 'forward')
+
+
+@functools.lru_cache(maxsize=None)
+def weights_read(kind):
+    """Names of the children of a class whose weight its forward reads."""
+    if kind is nn.MultiheadAttention:
+        return frozenset({'out_proj'})                                  # handed to torch by its Python code
+    return frozenset(re.findall(r'\bself\.(\w+)\.weight\b(?!\.(?:dtype|device|shape|size)\b)', source(kind)))
+
+
+@functools.cache
+def source(kind):
+    """The code that a module of a class runs in its forward, and what that calls; none where it cannot be read."""
+    found, waiting, seen = [], [name for name in dir(kind) if name.startswith('forward')], set(dir(nn.Module))
+    seen.discard('forward')
+    while waiting:
+        name = waiting.pop()
+        function = getattr(kind, name, None)
+        if name not in seen and inspect.isfunction(function):
+            try:
+                found.append(inspect.getsource(function))
+            except (OSError, TypeError):
+                found.append('')
+            waiting += re.findall(r'\bself\.(\w+)\(', found[-1])
+            if 'super()' in found[-1]:
+                found += [code for base in kind.__bases__ if base is not nn.Module for code in [source(base)]]
+        seen.add(name)
+    return '\n'.join(found)

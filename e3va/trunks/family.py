@@ -1,0 +1,149 @@
+"""The record of a family of trunks: what its file defines, and the defaults for the rest."""
+import dataclasses
+from typing import Callable, Optional
+
+from .role import stock
+
+
+@dataclasses.dataclass(frozen=True)
+class Branch:
+    """A residual branch of a block, x' = skip(x) + drop(run(x)).
+
+    Attributes:
+        run: x -> what the branch gives, its layer scale included.
+        drop: its DropPath (or Identity), or None.
+        skip: x -> what it is added to, where that is not x itself: a block that pools, or changes the width.
+    """
+
+    run: Callable
+    drop: Optional[Callable] = None
+    skip: Optional[Callable] = None
+
+
+class Family:
+    """A family by the names in its file, which stand before the defaults here.
+
+    `trunks/__init__` says what each of them is. Most files define CLASSES, BLOCKS, ROLES, `stem` and `branches`.
+    """
+
+    ENTRY_OF = 'forward'            # the method that the class must not have overridden
+    BLOCKS = ()                     # stock classes of the blocks; empty: whatever the stock trunk holds
+    HEAD = None
+    BRANCHES = ('attn', 'mlp')
+    AXIS = -1
+    INSIDE = False                  # merges are skips of the next stage's first block, which does them itself
+    SIZES = {}                      # options by which the constructor lets images have any size
+    # Why VPT cannot put prompts among the tokens; None where it can ('windows': in each of them).
+    NO_PROMPTS = 'its blocks do not attend to a plain sequence of tokens, in which prompts would have a place'
+
+    def __init__(self, file):
+        self.__dict__.update({name: value for name, value in vars(file).items() if not name.startswith('_')})
+
+    def owns(self, trunk):
+        return stock(trunk, self.CLASSES, self.ENTRY_OF) and all(
+            not self.BLOCKS or stock(block, self.BLOCKS) for stage in self.stages(trunk) for block in stage)
+
+    def ENTRY(self, trunk):
+        return 'forward'
+
+    def stages(self, trunk):
+        return [list(trunk.blocks)]
+
+    def merges(self, trunk):
+        return {}
+
+    def merge(self, module, x, shape):
+        return module(x), shape
+
+    def taps(self, trunk):
+        stages = self.stages(trunk)
+        if len(stages) > 1:
+            return [(i, len(blocks) - 1) for i, blocks in enumerate(stages) if i in self.indices(trunk)]
+        return [(0, i) for i in range(len(stages[0])) if i in self.indices(trunk)]
+
+    def indices(self, trunk):
+        """Stages, or blocks where there is one stage, whose output is given out."""
+        return trunk.out_indices
+
+    def out_norms(self, trunk):
+        return []
+
+    def pack(self, trunk, outs):
+        return tuple(outs)
+
+    def like(self, block):
+        """A parameter of the width, type and device of what a block gives out, (C,)."""
+        return (block.norm1 if hasattr(block, 'norm1') else block.norm).weight
+
+    def names(self, block):
+        """The branches that a block has, of 'attn' and 'mlp', in their order."""
+        return self.BRANCHES
+
+    def attend(self, block, x, shape, tap='before'):
+        return self.read('attn', block, x, shape, tap)
+
+    def feed(self, block, x, shape, tap='before'):
+        return self.read('mlp', block, x, shape, tap)
+
+    def run(self, block, x, shape):
+        """x behind a block, as the stock trunk calls it where the family's file says how."""
+        for name in self.names(block):
+            x = self.through(name, block, x, shape)
+        return x
+
+    def through(self, name, block, x, shape):
+        """x behind a branch, for those who do not ask for the branch's own output."""
+        return (self.attend if name == 'attn' else self.feed)(block, x, shape, 'after')[1]
+
+    def read(self, name, block, x, shape, tap='before'):
+        """(f, x'): a branch's output before or after its DropPath, and what the block has behind it."""
+        branch = self.branches(block, shape)[name]
+        f = branch.run(x)
+        moved = f if branch.drop is None else branch.drop(f)
+        return (moved if tap == 'after' else f), (x if branch.skip is None else branch.skip(x)) + moved
+
+
+class OfTimm(Family):
+    """A family of timm's models, whose classifier is part of the module.
+
+    `TimmTrunk` gives maps from `forward`; plain timm models put their head behind `forward_features`.
+    """
+
+    ENTRY_OF = 'forward_features'
+    HEAD = r'head(\..*)?'
+
+    def ENTRY(self, trunk):
+        return 'forward' if self.gives_maps(trunk) else 'forward_features'
+
+    def gives_maps(self, trunk):
+        return hasattr(trunk, 'out_indices')
+
+    def indices(self, trunk):
+        if self.gives_maps(trunk):
+            return trunk.out_indices
+        stages = self.stages(trunk)
+        return [len(stages if len(stages) > 1 else stages[0]) - 1]
+
+    def out_norms(self, trunk):
+        if self.gives_maps(trunk):
+            return [f'norm{i}' for i in trunk.out_indices]
+        norms = [name for name in ('norm', 'fc_norm') if hasattr(trunk, name)]
+        return [name for name in norms if any(True for _ in getattr(trunk, name).parameters())]
+
+    def emit(self, trunk, tap, x, shape):
+        if not self.gives_maps(trunk):
+            return self.end(trunk, x)
+        i = tap[0] if len(self.stages(trunk)) > 1 else tap[1]
+        x = self.spread(trunk, x, shape)
+        return getattr(trunk, f'norm{i}')(x).permute(0, 3, 1, 2).contiguous()
+
+    def spread(self, trunk, x, shape):
+        """Tokens as a map with channels last, (B, h, w, C)."""
+        return x
+
+    def end(self, trunk, x):
+        """What `forward_features` does behind the last block."""
+        return trunk.norm(x)
+
+    def pack(self, trunk, outs):
+        return tuple(outs) if self.gives_maps(trunk) else outs[0]

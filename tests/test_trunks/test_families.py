@@ -1,0 +1,134 @@
+"""Every family of trunks by its record: the stock outputs, block by block, at the start of each method, as maps.
+
+A new family is one line of CASES: the constructor of a small stock trunk and the size of its images.
+"""
+import copy
+
+import pytest
+import timm
+import torch
+
+import e3va
+from e3va.registry import MODELS
+from e3va.trunks import FAMILIES, family_of, used
+from e3va.trunks.walk import by_blocks, through_block
+from tests.conftest import distance, projected, tensors
+
+ROPE = dict(embed_dim=48, depth=2, num_heads=2, img_size=48, patch_size=16)
+# name: (family, timm's name or OpenMMLab's type, options, size of the images)
+CASES = dict(
+    dinov3=('eva', 'vit_small_patch16_dinov3', ROPE, (48, 48)),                 # no biases in qkv, register tokens
+    eva02=('eva', 'eva02_tiny_patch14_224', dict(ROPE, patch_size=12), (48, 48)),   # SwiGLU with an inner norm
+    pe=('eva', 'vit_pe_core_tiny_patch16_384', ROPE, (48, 48)),                 # norm in front, attention pooling
+    rope_mixed=('eva', 'vit_small_patch16_rope_mixed_224', ROPE, (48, 48)),     # a table for each block
+    eva_giant=('eva', 'eva_giant_patch14_224', dict(ROPE, patch_size=12), (48, 48)),    # norms behind the branches
+)
+METHODS = dict(
+    E3VA=dict(rank=2), LoRA=dict(rank=2), BitFit={}, SSF={}, Adapter=dict(rank=2), AdaptFormer=dict(rank=2),
+    Mona=dict(rank=4), RepAdapter=dict(rank=2), LoRand=dict(rank=2), Compacter=dict(rank=4, n=2), Partial=dict(blocks=1),
+    NormTuning={}, VPT=dict(tokens=2), FacT=dict(rank=2), FourierFT=dict(n=20), MoRA=dict(rank=2),
+    GPS=dict(criterion='magnitude'), DMLoRA=dict(rank=2, branches=2))
+
+
+def make(case, seed=0):
+    """A small stock trunk; layers that start at zero are moved away from it, so that all of it counts."""
+    _, kind, options, _ = CASES[case]
+    torch.manual_seed(seed)
+    trunk = MODELS.build(dict(type=kind, **options)) if '.' in kind else timm.create_model(kind, num_classes=3, **options)
+    with torch.no_grad():
+        for parameter in trunk.parameters():
+            if parameter.dim() and not parameter.any():
+                parameter.normal_(0, 0.02)
+    trunk.eval()
+    return trunk
+
+
+def image(case, batch=2):
+    return torch.randn(batch, 3, *CASES[case][3], generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_the_family_is_known(case):
+    assert family_of(make(case)) == CASES[case][0]
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_block_by_block(case):
+    """The stock forward read branch by branch gives the stock outputs, bit for bit."""
+    trunk, x = make(case), image(case)
+    parts = FAMILIES[family_of(trunk)]
+    stock = getattr(trunk, parts.ENTRY(trunk))(x)
+    trunk.tuning = type('Tuning', (), dict(parts=parts))
+    assert distance(by_blocks(through_block, trunk, x), stock) == 0
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('case', CASES)
+def test_methods(case, method):
+    """Where a method takes the family: the stock output at the start, gradients for all that trains, frozen as it was."""
+    stock, tuned = make(case), make(case)
+    try:
+        e3va.tune(tuned, dict(type=method, **METHODS[method]))
+    except ValueError as error:
+        assert str(error).startswith(method) or 'has no linear layer of the role' in str(error)
+        return
+    tuned.tuning.hooked = True
+    for module in tuned.modules():
+        if hasattr(module, 'choose') and method == 'DMLoRA':
+            module.choose(0)
+    x = image(case)
+    if tuned.tuning.method.starts_at_trunk:
+        assert distance(stock(x), tuned.eval()(x)) <= 1e-5
+    before = copy.deepcopy(tuned.state_dict())
+    tuned.train()
+    projected(tuned(x)).backward()
+    trained = {name for name, parameter in tuned.named_parameters() if parameter.requires_grad}
+    given = {name for name, parameter in tuned.named_parameters() if parameter.grad is not None}
+    lacking = trained - given
+    assert given <= trained and (not lacking or method == 'DMLoRA'), lacking
+    torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1).step()
+    moved = {name for name, value in tuned.state_dict().items() if not torch.equal(value, before[name])}
+    buffers = {name for name, _ in tuned.named_buffers()}
+    assert moved - buffers <= trained
+    assert {name.rpartition('.')[0] for name in moved} & {name.rpartition('.')[0] for name in trained}
+
+
+@pytest.mark.parametrize('mode', ['exact', 'bf16', 'int8', 'stream', 'stream_bf16'])
+@pytest.mark.parametrize('case', CASES)
+def test_highway(case, mode):
+    """E3VA's gradients in each mode against plain autograd (`torch.compiler.is_compiling` leaves all to it)."""
+    from unittest import mock
+    grads = []
+    for plain in (True, False):
+        tuned = make(case)
+        try:
+            e3va.tune(tuned, dict(type='E3VA', rank=2, mode=mode, init='random'))
+        except ValueError as error:
+            assert str(error).startswith('E3VA')
+            return
+        torch.manual_seed(1)
+        tuned.train()
+        with mock.patch('e3va.highway.segment.plain', lambda: plain or not torch.is_grad_enabled()):
+            projected(tuned(image(case))).backward()
+        grads.append({name: p.grad for name, p in tuned.named_parameters() if p.grad is not None})
+    assert set(grads[0]) == set(grads[1])
+    cosine = torch.nn.functional.cosine_similarity(*(torch.cat([g.flatten() for g in each.values()]) for each in grads),
+                                                   dim=0)
+    assert cosine > {'exact': 1 - 1e-6, 'stream': 1 - 1e-6}.get(mode, 0.99)
+
+
+@pytest.mark.parametrize('case', [case for case in CASES if '.' not in CASES[case][1]])
+def test_maps(case):
+    """TimmTrunk: maps for any neck, of the strides and channels that timm says, which are timm's own features normed."""
+    _, kind, options, size = CASES[case]
+    torch.manual_seed(0)
+    trunk = MODELS.build(dict(type='e3va.TimmTrunk', name=kind, **options)).eval()
+    with torch.no_grad():
+        outs = trunk(image(case))
+    assert len(outs) == len(trunk.out_indices)
+    for out, channels, stride in zip(outs, trunk.channels, trunk.strides):
+        assert tuple(out.shape) == (2, channels, -(-size[0] // stride), -(-size[1] // stride))
+    tuned = e3va.tune(copy.deepcopy(trunk), dict(type='LoRA', rank=2))
+    with torch.no_grad():
+        assert distance(tuned(image(case)), outs) <= 1e-6
+    assert len(used(trunk)) and tensors(outs)
