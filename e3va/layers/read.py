@@ -72,8 +72,8 @@ def read_again(trunk):
 @functools.lru_cache(maxsize=None)
 def weights_read(kind):
     """Names of the children of a class whose weight its forward reads."""
-    if kind is nn.MultiheadAttention:
-        return frozenset({'out_proj'})                                  # handed to torch by its Python code
+    if issubclass(kind, nn.MultiheadAttention):                         # handed to torch by its Python code
+        return frozenset({'out_proj'} if kind.forward is nn.MultiheadAttention.forward else ())
     return frozenset(re.findall(r'\bself\.(\w+)\.weight\b(?!\.(?:dtype|device|shape|size)\b)', source(kind)))
 
 
