@@ -75,6 +75,11 @@ class Family:
         """A parameter of the width, type and device of what a block gives out, (C,)."""
         return (block.norm1 if hasattr(block, 'norm1') else block.norm).weight
 
+    def size(self, trunk):
+        """The (height, width) that images must have; None where they may have any."""
+        embed = getattr(trunk, 'patch_embed', None)
+        return tuple(embed.img_size) if getattr(embed, 'strict_img_size', False) else None
+
     def names(self, block):
         """The branches that a block has, of 'attn' and 'mlp', in their order."""
         return self.BRANCHES

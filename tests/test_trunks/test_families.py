@@ -22,6 +22,12 @@ CASES = dict(
     pe=('eva', 'vit_pe_core_tiny_patch16_384', ROPE, (48, 48)),                 # norm in front, attention pooling
     rope_mixed=('eva', 'vit_small_patch16_rope_mixed_224', ROPE, (48, 48)),     # a table for each block
     eva_giant=('eva', 'eva_giant_patch14_224', dict(ROPE, patch_size=12), (48, 48)),    # norms behind the branches
+    beit=('beit', 'beit_base_patch16_224', ROPE, (48, 48)),                     # gammas, a table of biases a block
+    beit_shared=('beit', 'beitv2_base_patch16_224', dict(                       # one table for all, SwiGLU with a norm
+        ROPE, use_rel_pos_bias=False, use_shared_rel_pos_bias=True, swiglu_mlp=True, scale_mlp=True), (48, 48)),
+    beit_plain=('beit', 'beit_base_patch16_224', dict(                          # no biases, no gammas, any grid
+        ROPE, img_size=(48, 32), use_rel_pos_bias=False, use_abs_pos_emb=True, init_values=None, qkv_bias=False,
+        global_pool='token'), (48, 32)),
 )
 METHODS = dict(
     E3VA=dict(rank=2), LoRA=dict(rank=2), BitFit={}, SSF={}, Adapter=dict(rank=2), AdaptFormer=dict(rank=2),
