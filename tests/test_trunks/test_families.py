@@ -15,6 +15,7 @@ from e3va.trunks.walk import by_blocks, through_block
 from tests.conftest import distance, projected, tensors
 
 ROPE = dict(embed_dim=48, depth=2, num_heads=2, img_size=48, patch_size=16)
+PYRAMID = dict(depths=(1, 1, 2, 1), embed_dim=16, num_heads=(1, 2, 2, 4))
 # name: (family, timm's name or OpenMMLab's type, options, size of the images)
 CASES = dict(
     dinov3=('eva', 'vit_small_patch16_dinov3', ROPE, (48, 48)),                 # no biases in qkv, register tokens
@@ -28,6 +29,9 @@ CASES = dict(
     beit_plain=('beit', 'beit_base_patch16_224', dict(                          # no biases, no gammas, any grid
         ROPE, img_size=(48, 32), use_rel_pos_bias=False, use_abs_pos_emb=True, init_values=None, qkv_bias=False,
         global_pool='token'), (48, 32)),
+    swinv2=('swinv2_timm', 'swinv2_tiny_window8_256', dict(PYRAMID, img_size=64, window_size=4), (64, 64)),  # shifted
+    swinv2_odd=('swinv2_timm', 'swinv2_base_window12to16_192to256', dict(       # windows of another size in training
+        PYRAMID, img_size=64, window_size=3, dynamic_img_size=True, pretrained_window_sizes=(2, 2, 2, 1)), (68, 76)),
 )
 METHODS = dict(
     E3VA=dict(rank=2), LoRA=dict(rank=2), BitFit={}, SSF={}, Adapter=dict(rank=2), AdaptFormer=dict(rank=2),
