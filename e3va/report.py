@@ -16,6 +16,8 @@ def changed(trunk):
 
 
 def trains(trunk, name):
+    if name in trunk.tuning.also:                                       # its buffers too
+        return True
     parent, _, leaf = name.rpartition('.')
     module = trunk.get_submodule(parent)
     if module._parameters.get(leaf) is not None:

@@ -27,12 +27,16 @@ def find(trunk, pattern, kind=nn.Module):
 
 
 def replace(trunk, name, new):
-    """Put the module `new` where `trunk` has the module `name`; None takes it away."""
+    """Put the module `new` where `trunk` has the module `name`, at all of its places; None takes it away."""
     parent, _, leaf = name.rpartition('.')
     if new is None:
         delattr(trunk.get_submodule(parent), leaf)
-    else:
-        setattr(trunk.get_submodule(parent), leaf, new)
+        return
+    old = trunk.get_submodule(name)
+    for module in list(trunk.modules()):                                # a layer that two modules share stays shared
+        for leaf, child in list(module._modules.items()):
+            if child is old:
+                setattr(module, leaf, new)
 
 
 def swap(trunk, pattern, make, kind=nn.Linear):
@@ -54,10 +58,12 @@ def unhook(module, *functions):
     """Take functions out of all hooks of a module and of those inside it."""
     for one in module.modules():
         for hooks in (one._forward_pre_hooks, one._load_state_dict_pre_hooks, one._load_state_dict_post_hooks,
-                      one._state_dict_hooks):
+                      one._state_dict_hooks, one._forward_hooks):
             for key, hook in list(hooks.items()):
-                if getattr(hook, 'hook', hook) in functions:            # torch wraps those that get the module
+                hook = getattr(hook, 'hook', hook)                      # torch wraps those that get the module
+                if getattr(hook, 'func', hook) in functions:            # a partial is known by its function
                     del hooks[key]
+                    one._forward_hooks_always_called.pop(key, None)
 
 
 def unbind(module, name):

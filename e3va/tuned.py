@@ -3,6 +3,7 @@ import dataclasses
 import re
 
 import torch
+from mmengine.logging import print_log
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
 from torch import nn
@@ -12,9 +13,12 @@ from . import compat, loading
 from .layers.adopted import AdoptedLinear
 from .layers.read import call_through
 from .methods import Full, Method, build_method
-from .registry import MODELS
+from .methods.base import beside
+from .methods.targets import ALL, find_also, matches, named, say
+from .registry import METHODS, MODELS
 from .surgery import near, rebind
 from .trunks import FAMILIES, family_of, head_entries
+from .trunks.channels import other_images
 from .trunks.walk import let_stock_checkpoint
 
 
@@ -31,6 +35,10 @@ class Tuning:
         fresh: names of frozen parameters of a trunk built from a config that no checkpoint has brought yet.
         loads: reports of the loads so far, latest last.
         hooked: the method's hook is at work (see `Method.hook`).
+        prefix: of the trunk's names in the module that `tune` was given, by which `targets` and `also` name layers.
+        also: names of the stock modules and entries that train beside the method.
+        rest: entries of a whole model outside its backbone, which train as a head does; none where a trunk is tuned.
+        usual: what a method took by itself in a trunk of no known family, {name: layer}.
     """
 
     method: Method
@@ -41,6 +49,10 @@ class Tuning:
     fresh: set = dataclasses.field(default_factory=set)
     loads: list = dataclasses.field(default_factory=list)
     hooked: bool = False
+    prefix: str = ''
+    also: frozenset = frozenset()
+    rest: frozenset = frozenset()
+    usual: dict = None
 
     @property
     def parts(self):
@@ -48,12 +60,13 @@ class Tuning:
 
 
 @MODELS.register_module()
-def Tuned(trunk, method, **options):
+def Tuned(trunk, method, also=(), **options):
     """Build a stock trunk and edit it in place for a method.
 
     Args:
         trunk (str): type of the stock trunk; without a prefix it is looked up in the config's own library.
         method (str or dict): `dict(type='E3VA', rank=8)`.
+        also (sequence of str): what of the trunk trains beside the method, see `tune`.
         **options: the stock trunk's own arguments, `init_cfg` included.
 
     Returns:
@@ -67,7 +80,7 @@ def Tuned(trunk, method, **options):
     config = dict(type=scoped(trunk), **options)
     check_out_indices(trunk, options)
     module = ROOT.build(dict(config))
-    return tune(module, method, config=config)
+    return tune(module, method, config=config, also=also)
 
 
 def scoped(trunk):
@@ -103,50 +116,82 @@ def check_out_indices(trunk, options):
                          f'give numbers from 0 to {len(depths) - 1}')
 
 
-def tune(module, method, config=None):
-    """Edit a trunk, or the backbone of a whole model, in place for a method.
+def tune(module, method, config=None, also=()):
+    """Edit a trunk, the backbone of a whole model, or any module in place for a method.
+
+    Of a whole OpenMMLab model the `backbone` is tuned; neck and heads train as they did. Where the method's `targets`
+    name layers outside it (a DETR's encoder, a mask decoder), these are adapted too, and the rest of neck and heads
+    trains on. Of any other module all is frozen but what the method trains, `also`, and a timm model's classifier, as
+    HF PEFT does it.
 
     Args:
-        module (nn.Module): a trunk (Swin or ViT of mmdet, mmseg, mmpretrain, timm), a timm classifier, or an
-            OpenMMLab model, whose `backbone` is then tuned.
+        module (nn.Module): a trunk, a timm classifier, an OpenMMLab model, or any module, for methods that act on
+            layers: LoRA, DMLoRA, FourierFT, MoRA, SSF, BitFit, NormTuning, GPS.
         method (str, dict or Method): e.g. 'E3VA' or `dict(type='LoRA', rank=4)`.
         config (dict): the trunk's config, which lets a saved delta rebuild the stock trunk by itself.
+        also (sequence of str): modules and parameters that train beside the method, whole (HF PEFT's
+            `modules_to_save`): each the ending of a name or a regular expression over the full names of `module`, e.g.
+            `['patch_embed', r'stages\\.4\\..*']`. The delta holds them, their buffers included; batch norms among them
+            train. Also an option of every method: `dict(type='LoRA', also=['patch_embed'])`.
 
     Returns:
         nn.Module: `module` itself.
+
+    Raises:
+        ValueError: a name that nothing has, a layer that the method cannot adapt, a method that does not know the
+            blocks of the trunk, or finds nothing to train.
     """
-    method = build_method(method)
+    method = beside(build_method(method), also)
     if any(hasattr(child, 'tuning') for child in module.modules()):
         raise ValueError(f'a method given twice: {type(module).__name__} has one already; build the trunk anew, or '
                          'take its e3va.merge')
-    trunk, family = module, family_of(module)
     if type(module).__name__ == 'LoRAModel':
         raise ValueError("mmpretrain's LoRAModel is a method around a trunk already, and renames its entries: give the "
                          "trunk that is its `module`, with method=dict(type='LoRA', ...)")
-    if family is None and isinstance(getattr(module, 'backbone', None), nn.Module):
-        trunk, family = module.backbone, family_of(module.backbone)
+    trunk, family, prefix = part_to_tune(module, method)
     if family is None and method.needs_family:
-        raise ValueError(f'{type(method).__name__} does not know the trunk {type(trunk).__module__}.'
-                         f'{type(trunk).__name__}; it reads the stock classes of: {", ".join(FAMILIES)} (a subclass '
-                         "that changes the forward is not one of them; timm models enter a config as "
-                         f"trunk='e3va.TimmTrunk'). {features_only(trunk)}Full and Fixed take any trunk")
+        raise ValueError(unknown_family(trunk, method))
     if why := method.refusal(family):
         raise ValueError(f'{type(method).__name__} cannot tune a {type(trunk).__name__}: {why}. '
                          'Take another trunk or another method')
     parts = FAMILIES.get(family)
-    head = head_entries(trunk)                          # of a classifier inside it (timm), which trains
-    trunk.tuning = Tuning(method, family, tuple(trunk.state_dict()),
-                          frozenset(name for name, _ in trunk.named_modules()), config)
+    beside_it = find_also(module, method.also)
+    tuning = Tuning(method, family, tuple(trunk.state_dict()), frozenset(name for name, _ in trunk.named_modules()),
+                    config, prefix=prefix,
+                    also=frozenset(name[len(prefix):] for name in beside_it if name.startswith(prefix)))
+    check_also(trunk, method, parts, tuning.also)
+    if trunk is module and isinstance(getattr(module, 'backbone', None), nn.Module) and family is None:
+        tuning.rest = frozenset(name for name in tuning.keys if not name.startswith('backbone.'))
+    head = head_entries(trunk) if not tuning.rest else {
+        name for name, parameter in trunk.named_parameters() if name in tuning.rest and parameter.requires_grad}
+    trunk.tuning = tuning
     if not isinstance(method, Full):
-        if hasattr(trunk, 'frozen_stages'):
-            trunk.frozen_stages = -1            # the method says what trains; the stock train() would freeze it again
+        for part in (trunk, getattr(trunk, 'backbone', None)) if tuning.rest else (trunk,):
+            if hasattr(part, 'frozen_stages'):
+                part.frozen_stages = -1         # the method says what trains; the stock train() would freeze it again
         for name, parameter in trunk.named_parameters():
             parameter.requires_grad_(name in head)
     stock = [name for name, _ in trunk.named_parameters()]              # an edited layer may hold them otherwise
+    if tuning.rest:                                                     # not the layers in it that are adapted
+        adapted = tuple(f'{name}.' for name in named(trunk, method))
+        tuning.rest = frozenset(name for name in tuning.rest if not name.startswith(adapted))
+        for name, parameter in trunk.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and not name.startswith(adapted))
     method.apply(trunk, parts)
     call_through(trunk, lambda name, layer: name in trunk.tuning.modules and (
         isinstance(layer, AdoptedLinear) or callable(getattr(layer, 'merged', None))))
     method.adapt_out_norms(trunk, parts)
+    if (reads := other_images(trunk)) and method.train_input and not isinstance(method, Full):
+        reads.requires_grad_(True)
+        print_log(f'{type(trunk).__name__} reads images of {reads.in_channels} channels, so its first layer trains too '
+                  '(train_input=False of the method keeps it as it is)', logger='current')
+    for name, parameter in module.named_parameters():
+        if name in beside_it:
+            parameter.requires_grad_(True)
+    check_trained(trunk, method, head)
+    if tuning.usual:
+        say(trunk, tuning.usual, sum(parameter.numel() for name, parameter in trunk.named_parameters()
+                                     if parameter.requires_grad and name not in head and name not in tuning.also))
     if config and not config.get('pretrained'):                         # a module that was given keeps what it has
         own = parts.out_norms(trunk) if parts else []
         trained = {name for name, parameter in trunk.named_parameters() if parameter.requires_grad}
@@ -159,6 +204,45 @@ def tune(module, method, config=None):
         trunk.register_forward_pre_hook(demand_hook)
     trunk.train(trunk.training)
     return module
+
+
+def part_to_tune(module, method):
+    """(trunk, family, prefix of its names): the module, or its backbone, unless `targets` name layers outside that."""
+    family, backbone = family_of(module), getattr(module, 'backbone', None)
+    if family is not None or not isinstance(backbone, nn.Module):
+        return module, family, ''
+    if method.targets not in (None, ALL) and any(
+            matches(name, method.targets) and method.adapts(layer) for name, layer in module.named_modules()
+            if not f'{name}.'.startswith('backbone.')):
+        return module, None, ''
+    return backbone, family_of(backbone), 'backbone.'
+
+
+def unknown_family(trunk, method):
+    """Why a method of blocks cannot tune a trunk, and what can."""
+    any_trunk = sorted(name for name, kind in METHODS.module_dict.items() if not kind.needs_family)
+    return (f'{type(method).__name__} does not know the trunk {type(trunk).__module__}.{type(trunk).__name__}: it '
+            f'goes by its blocks, and reads the stock classes of: {", ".join(FAMILIES)} (a subclass that changes the '
+            "forward is not one of them; timm models enter a config as trunk='e3va.TimmTrunk'). "
+            f'{features_only(trunk)}{", ".join(any_trunk)} take any trunk; single layers of it train whole by also=, '
+            'e.g. under Fixed')
+
+
+def check_also(trunk, method, parts, also):
+    """ValueError for `also` inside a trunk through which nothing is backpropagated."""
+    own = tuple(f'{name}.' for name in parts.out_norms(trunk)) if parts and also else ()
+    inside = [name for name, _ in trunk.named_parameters() if name in also and not name.startswith(own)]
+    if inside and not method.backpropagates:
+        raise ValueError(f'also= names {loading.shorten(inside, 3)}, and {type(method).__name__} backpropagates '
+                         'nothing through the trunk, so that they would get no gradient: take LoRA or another method')
+
+
+def check_trained(trunk, method, head):
+    """ValueError where a method would train nothing without a word."""
+    if type(method).apply is not Method.apply and not any(
+            parameter.requires_grad and name not in head for name, parameter in trunk.named_parameters()):
+        raise ValueError(f'{type(method).__name__} finds nothing to train in {type(trunk).__name__}: it has no such '
+                         'parameters. Take another method, e.g. LoRA with targets=, or Fixed with also=')
 
 
 def features_only(trunk):
@@ -180,6 +264,9 @@ def train(trunk, mode=True):
     tuning, hold = trunk.tuning, mode and trunk.tuning.method.trunk_mode == 'eval'
     stays = []
     for name, module in trunk.named_modules():                          # parents in front of what is below them
+        if name in tuning.also:
+            module.training = mode
+            continue
         own, trains = loading.trains_its_own_way(module), any(p.requires_grad for p in module.parameters(recurse=False))
         if not name or name not in tuning.modules or (own and trains):
             stays.append(module)

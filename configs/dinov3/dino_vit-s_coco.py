@@ -1,7 +1,7 @@
 # python tools/train.py configs/dinov3/dino_vit-s_coco.py --method lora        (or e3va, fixed, full, ...)
 #
-# DINO (Zhang et al., ICLR 2023, arXiv 2203.03605) on a DINOv3 ViT-S/16 (Simeoni et al., arXiv 2508.10104): mmdet's stock
-# config with timm's trunk in the place of ResNet-50. Not trained here; checked at reduced width (README.md).
+# DINO (Zhang et al., ICLR 2023, arXiv 2203.03605) on a DINOv3 ViT-S/16 (Simeoni et al., arXiv 2508.10104): mmdet's
+# stock config with timm's trunk in the place of ResNet-50. Not trained here; checked at reduced width (README.md).
 _base_ = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
 custom_imports = dict(imports=['e3va.trunks.pyramid'], allow_failed_imports=False)
 

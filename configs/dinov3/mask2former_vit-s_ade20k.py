@@ -12,5 +12,6 @@ blocks = (2, 5, 8, 11)                          # whose outputs become the pyram
 # ---- the model: four maps of stride 16 become a pyramid of strides 4, 8, 16, 32
 model = dict(
     backbone=dict(_delete_=True, type='e3va.TimmTrunk', name=name, pretrained=True, out_indices=blocks),
-    neck=dict(type='Feature2Pyramid', embed_dim=width, rescales=[4, 2, 1, 0.5], norm_cfg=dict(type='GN', num_groups=32)),
+    neck=dict(
+        type='Feature2Pyramid', embed_dim=width, rescales=[4, 2, 1, 0.5], norm_cfg=dict(type='GN', num_groups=32)),
     decode_head=dict(in_channels=[width] * 4))

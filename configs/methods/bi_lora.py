@@ -5,4 +5,4 @@
 # has them for VTAB-1k. Other codebooks: --cfg-options model.backbone.method.bits=2 (or 4).
 # The paper's "Bi-Head", a classifier in 1 bit without bias, is an option of the task: --cfg-options
 # model.head.type=e3va.QuantisedHead model.head.head=VisionTransformerClsHead
-method = dict(type='LoRA', rank=32, alpha=32, roles=('q', 'v'), bits=1, dropout=0.1)
+method = dict(type='LoRA', rank=32, alpha=32, bits=1, dropout=0.1)

@@ -5,6 +5,9 @@ adapted slice of the outputs. Side by side these are one pair of a larger rank, 
 
     A = [A_q; A_v], (2 r, in)        B = [[B_q, 0], [0, 0], [0, B_v]], (3 width, 2 r)        s as it is
 
+On a convolution both are kernels, A (r, in, h, w) and B (out, r / groups, 1, 1). PEFT's A has no groups: ours is its
+blocks, with zeros elsewhere.
+
 The other way, a pair that PEFT has trained on a fused layer is read as slices with equal A's.
 """
 import json
@@ -21,7 +24,7 @@ from ..files.whole import write
 from ..layers import Emptied, served
 from ..loading import shorten
 from ..methods.base import number
-from ..methods.lora import LoRALinear
+from ..methods.lora import LoRAConv2d, LoRALinear
 from ..methods.routing import TABLE
 from ..tuned import find_tuned
 from .extract import delta
@@ -52,6 +55,7 @@ def export_peft(model, folder):
     layers = lora_layers(model)
     tensors, ranks = {}, {}
     for name, layer in layers.items():
+        check_geometry(name, layer)
         ranks[name], (tensors[f'{ROOT}{name}.lora_A.weight'], tensors[f'{ROOT}{name}.lora_B.weight']) = joined(layer)
     modules = sorted({name.rpartition('.')[0] for name in others(model, layers)})
     if '' in modules:
@@ -96,6 +100,7 @@ def import_peft(model, folder):
     own, trained = model.state_dict(), others(model, layers)
     new, wrong = {}, foreign_options(config)
     for name, layer in layers.items():
+        check_geometry(name, layer)
         keys = [f'{name}.lora_{part}.weight' for part in 'AB']
         if lone := set(keys) & set(tensors) and set(keys) - set(tensors):
             wrong.append(f'{name}: {lone.pop()} is missing beside its other half')
@@ -146,7 +151,8 @@ def foreign_options(config):
 def lora_layers(model):
     """{name in the model: layer} of the layers that LoRA adapts; ValueError if the model is not tuned by LoRA."""
     method = find_tuned(model)[1].tuning.method
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALinear) and layer.slices}
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, (LoRALinear, LoRAConv2d))
+              and layer.slices}
     if not layers:
         raise ValueError(f'PEFT\'s adapter files hold LoRA, and the model is tuned by {type(method).__name__}: tune it '
                          'by LoRA, or save its delta (e3va.save_delta)')
@@ -164,6 +170,8 @@ def others(model, layers):
 def joined(layer):
     """(rank, (A, B)) of a layer's slices side by side."""
     pairs = list(served(layer.pairs).values())
+    if isinstance(layer, LoRAConv2d):
+        return as_kernels(layer, *(pairs[0].value(name) for name in ('down', 'up')))
     rank = len(pairs[0].down)
     b = layer.weight.new_zeros(layer.of, layer.width, len(pairs), rank)
     for i, (part, pair) in enumerate(zip(layer.slices, pairs)):
@@ -171,8 +179,43 @@ def joined(layer):
     return len(pairs) * rank, (torch.cat([pair.value('down') for pair in pairs]), b.flatten(2).flatten(0, 1))
 
 
+def as_kernels(layer, down, up):
+    """(rank, (A, B)) of a convolution: A from all channels, with zeros between the groups."""
+    groups, own = layer.groups, layer.weight.shape[1]
+    a = down.new_zeros(len(down), layer.in_channels, *layer.kernel_size)
+    for i, block in enumerate(down.unflatten(0, (groups, -1)).unflatten(-1, (own, *layer.kernel_size))):
+        a.unflatten(0, (groups, -1))[i, :, i * own:(i + 1) * own] = block
+    return len(down), (a, up[:, :, None, None])
+
+
+def from_kernels(layer, a, b):
+    """[(down, up)] of a convolution from PEFT's A and B; ValueError where they cannot hold them."""
+    pair, groups, own = next(iter(layer.pairs.values())), layer.groups, layer.weight.shape[1]
+    if a.shape[1:] != (layer.in_channels, *layer.kernel_size) or b.shape != (len(layer.weight), len(a) // groups, 1, 1):
+        raise ValueError(f'A {tuple(a.shape)} and B {tuple(b.shape)} are not of a convolution {layer.in_channels} -> '
+                         f'{layer.out_channels} of {layer.kernel_size} in {groups} groups')
+    if len(a) != len(pair.down):
+        raise ValueError(f'it has rank {len(a)}, the model rank {len(pair.down)}; tune the model by LoRA with '
+                         f'rank={len(a)}')
+    blocks = a.unflatten(0, (groups, -1))
+    down = torch.cat([blocks[i, :, i * own:(i + 1) * own] for i in range(groups)]).flatten(1)
+    if not torch.equal(as_kernels(layer, down, b[:, :, 0, 0])[1][0], a):
+        raise ValueError(f'its A goes across the {groups} groups of the convolution, and the model has one for each')
+    return [(down, b[:, :, 0, 0])]
+
+
+def check_geometry(name, layer):
+    """ValueError for a convolution of which PEFT's A would be another: it takes size, stride and padding alone."""
+    if isinstance(layer, LoRAConv2d) and ((layer.dilation != (1, 1) and layer.kernel_size != (1, 1))
+                                          or layer.padding_mode != 'zeros'):
+        raise ValueError(f'PEFT has no LoRA of {name}, a convolution with dilation={layer.dilation}, padding_mode='
+                         f'{layer.padding_mode!r}: name others by targets=, or save the delta (e3va.save_delta)')
+
+
 def split(layer, a, b):
     """[(down, up)] of a layer's pairs from PEFT's A (r, in) and B (out, r); ValueError where they cannot hold them."""
+    if isinstance(layer, LoRAConv2d):
+        return from_kernels(layer, a, b)
     n, width, rank = len(layer.pairs), layer.width, len(next(iter(layer.pairs.values())).down)
     if a.dim() != 2 or a.shape[1] != layer.in_features or b.shape != (layer.out_features, len(a)):
         raise ValueError(f'A {tuple(a.shape)} and B {tuple(b.shape)} are not of a layer {layer.in_features} -> '

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..layers import SlicedLinear
-from ..methods.base import Method, choice, integer, linears, number, role_names
+from ..layers import DeltaConv2d, SlicedLinear
+from ..methods.base import Method, choice, integer, layers, number, places
+from ..methods.lora import rank_for
 from ..registry import METHODS
 from ..surgery import replace
 
@@ -83,17 +84,7 @@ class MixLoRALinear(SlicedLinear):
 
     def __init__(self, old, rank, downs, ups, scale, slices=(0,), of=1):
         super().__init__(old, slices, of)
-        like = dict(dtype=old.weight.dtype, device=old.weight.device)
-
-        def down():
-            return nn.Parameter(nn.init.kaiming_uniform_(torch.empty(rank, old.in_features, **like), a=math.sqrt(5)))
-
-        def up():
-            return nn.Parameter(torch.zeros(self.width, rank, **like))
-
-        self.down = nn.ModuleList(Branches(down() for _ in range(downs)) for _ in slices)
-        self.up = nn.ModuleList(Branches(up() for _ in range(ups)) for _ in slices)
-        self.scale = nn.Parameter(torch.full((len(slices),), float(scale), **like), requires_grad=False)
+        mix(self, len(slices), (rank, old.in_features), downs, (self.width, rank), ups, scale)
 
     def deltas(self):
         return [scale * up.mean() @ down.mean() for scale, up, down in zip(self.scale, self.up, self.down)]
@@ -104,6 +95,41 @@ class MixLoRALinear(SlicedLinear):
             F.linear(scale * F.linear(x, down()), up()) for down, scale, up in zip(self.down, self.scale, self.up)])
 
 
+class MixLoRAConv2d(DeltaConv2d):
+    """The same of a convolution; see `DeltaConv2d`.
+
+    Shapes: a branch of `down` (r, in / groups * h * w), of `up` (out, r / groups), `scale` (1,); x (B, in, H, W).
+    """
+
+    slices = (0,)                                                       # as of `MixLoRALinear`: the whole layer
+
+    def __init__(self, old, rank, downs, ups, scale):
+        super().__init__(old)
+        mix(self, 1, (rank, old.weight[0].numel()), downs, (old.out_channels, rank // old.groups), ups, scale)
+
+    def factors(self):
+        return [(down(), scale * up(), 0.) for scale, down, up in zip(self.scale, self.down, self.up)]
+
+    def delta(self):
+        return sum(self.product(down.mean(), scale * up.mean())
+                   for scale, down, up in zip(self.scale, self.down, self.up))
+
+
+def mix(layer, count, down_shape, downs, up_shape, ups, scale):
+    """Give a layer branches and scales for `count` slices: A drawn by LoRA's kaiming, B zero."""
+    like = dict(dtype=layer.weight.dtype, device=layer.weight.device)
+
+    def down():
+        return nn.Parameter(nn.init.kaiming_uniform_(torch.empty(down_shape, **like), a=math.sqrt(5)))
+
+    def up():
+        return nn.Parameter(torch.zeros(up_shape, **like))
+
+    layer.down = nn.ModuleList(Branches(down() for _ in range(downs)) for _ in range(count))
+    layer.up = nn.ModuleList(Branches(up() for _ in range(ups)) for _ in range(count))
+    layer.scale = nn.Parameter(torch.full((count,), float(scale), **like), requires_grad=False)
+
+
 def mixtures(model):
     """Every `Branches` of a model, in its order."""
     return [module for module in model.modules() if isinstance(module, Branches)]
@@ -111,7 +137,8 @@ def mixtures(model):
 
 def scaled(model):
     """{name: layer} of the adapted layers of a model."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, MixLoRALinear)}
+    return {name: module for name, module in model.named_modules()
+            if isinstance(module, (MixLoRALinear, MixLoRAConv2d))}
 
 
 def random_bits(seed, step, stream, count):
@@ -209,29 +236,34 @@ class DMLoRA(Method):
         branches (int): n at the start, 4 to 32 in the paper.
         scale (float): s, 1 or 10 in the paper.
         roles (sequence of str): the linears that are adapted: 'q', 'k', 'v', 'proj', 'fc1', 'fc2'.
+            Default: q and v; in a trunk of no known family see `LoRA`.
+        targets (str or sequence of str): the linears and convolutions that are adapted, in any module; see `LoRA`.
         share (str): 'up' or 'down': this factor is a single branch (schemes C and D).
         learn_scale (bool): the scales train from the start, together with the branches (the 1-stage variant).
         train_out_norms (bool): see `Method`.
     """
 
     mergeable = True
+    needs_family = False
+    adapted = (nn.Linear, nn.Conv2d)
     hook = 'e3va.DMLoRAHook'
 
-    def __init__(self, rank=8, branches=8, scale=1., roles=('q', 'v'), share=None, learn_scale=False,
-                 train_out_norms=False):
+    def __init__(self, rank=8, branches=8, scale=1., roles=None, share=None, learn_scale=False,
+                 train_out_norms=False, targets=None):
         super().__init__(train_out_norms)
         self.rank = integer('rank', rank)
         self.branches = integer('branches', branches)
         self.scale = number('scale', scale, low=1e-9)                   # at 0 nothing would ever get a gradient
-        self.roles = role_names(roles)
+        self.roles, self.targets = places(roles, targets)
         self.share = choice('share', share, (None, 'up', 'down'))
         self.learn_scale = choice('learn_scale', learn_scale, (True, False))
 
     def apply(self, trunk, parts):
         downs, ups = (1 if self.share == name else self.branches for name in ('down', 'up'))
-        for name, old, slices, of in linears(trunk, parts, self.roles):
-            integer('rank', self.rank, high=min(old.in_features, old.out_features // of))
-            replace(trunk, name, MixLoRALinear(old, self.rank, downs, ups, self.scale, slices, of))
+        for name, old, slices, of in layers(trunk, parts, self):
+            rank = rank_for(self, trunk, name, old, of)
+            replace(trunk, name, MixLoRAConv2d(old, rank, downs, ups, self.scale) if isinstance(old, nn.Conv2d)
+                    else MixLoRALinear(old, rank, downs, ups, self.scale, slices, of))
             trunk.get_submodule(name).scale.requires_grad_(self.learn_scale)
 
     def expect(self, trunk, given):

@@ -19,16 +19,15 @@ from torch import nn
 
 from ..layers import SparseAttention, SparseConv2d, SparseLinear, SparseWeight
 from ..loading import shorten
-from ..methods.base import Method, choice, integer, is_norm
+from ..methods.base import Method, choice, idle_places, integer, is_norm
+from ..methods.targets import check_layer, named, target_names
 from ..registry import METHODS
 from ..surgery import replace
-from ..trunks import head_entries, unused
+from ..trunks import head_entries
 
 KINDS = ('bias', 'table', 'scale', 'norm', 'embedding')
 SPARSE = {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d, nn.MultiheadAttention: SparseAttention}
 SCALES = ('LayerScale', 'GlobalResponseNorm', 'GRN')                    # classes that hold nothing but channel factors
-FORWARDS = tuple(kind.forward for kind in SPARSE)
-WRAPPERS = ('mmcv.cnn.bricks.wrappers', 'timm.layers.linear')           # their forward is the stock one
 
 
 @METHODS.register_module()
@@ -49,15 +48,18 @@ class GPS(Method):
         mode (str): 'sparse', or 'mask': the weights train densely and `GPSOptimWrapper` masks their gradients, as in
             the public code; delta, memory and optimizer are those of full fine-tuning.
         seed (int): of the 'random' criterion.
+        targets (str or sequence of str): the linears and convolutions in which entries and biases train, alone; see
+            `LoRA`. Default: all, and what `train` says.
         train_out_norms (bool): see `Method`.
     """
 
     mergeable = True
     needs_family = False
     tunes_entries = True
+    adapted = tuple(SPARSE)
 
     def __init__(self, k=1, level='neuron', criterion='gradient', train=('bias', 'table', 'scale'), without=(),
-                 mode='sparse', seed=0, train_out_norms=False):
+                 mode='sparse', seed=0, train_out_norms=False, targets=None):
         super().__init__(train_out_norms)
         self.k = integer('k', k)
         self.level = choice('level', level, ('neuron', 'layer', 'net'))
@@ -68,20 +70,20 @@ class GPS(Method):
         self.without = tuple(integer('without', block, low=0) for block in without)
         self.mode = choice('mode', mode, ('sparse', 'mask'))
         self.seed = integer('seed', seed, low=0)
+        self.targets = target_names(targets)
         if criterion == 'gradient' or mode == 'mask':
             self.hook = 'e3va.GPSHook'
 
     def apply(self, trunk, parts):
-        frozen = (unused(trunk) if parts else ()) + left_out(trunk, parts, self.without)
-        head = head_entries(trunk)
+        frozen = idle_places(trunk) + left_out(trunk, parts, self.without)
+        whole = head_entries(trunk) | trunk.tuning.also
+        found = weights(trunk) if self.targets is None else {
+            name: layer for name, layer in named(trunk, self).items() if name in weights(trunk)}
         clipped = {}
-        for name, layer in weights(trunk).items():
-            if f'{name}.weight' in head or f'{name}.'.startswith(frozen):
+        for name, layer in found.items():
+            if f'{name}.weight' in whole or name in whole or f'{name}.'.startswith(frozen):
                 continue
-            if type(layer).forward not in FORWARDS and not type(layer).__module__.startswith(WRAPPERS):
-                raise ValueError(f'{name} of {type(trunk).__name__} is a {type(layer).__name__}, which computes '
-                                 'something else than a plain layer with its weight: GPS cannot train entries of that; '
-                                 'take another trunk')
+            check_layer(trunk, name, layer, self)
             new = next(make for kind, make in SPARSE.items() if isinstance(layer, kind))(layer)
             inputs = new.weight[0].numel()
             if inputs < self.k:
@@ -97,7 +99,9 @@ class GPS(Method):
                       + ', '.join(f'{name} ({inputs})' for name, inputs in clipped.items()), 'current',
                       logging.WARNING)
         for name, parameter in trunk.named_parameters():
-            if name not in head and not name.startswith(frozen) and kind_of(trunk, name) in self.train:
+            named_by_us = self.targets is None or name.rpartition('.')[0] in found
+            if (name not in whole and named_by_us and not name.startswith(frozen)
+                    and kind_of(trunk, name) in self.train):
                 parameter.requires_grad_(True)
         self.choose_without_data(trunk)
 

@@ -51,6 +51,8 @@ class E3VA(Method):
     """
 
     unit = Adapter
+    backpropagates = False
+
     def __init__(self, rank=8, adapter='low_rank', mid=None, arrangement='parallel', downsampling='inherited',
                  skip=True, join='replace', init=None, tap='before', trunk_mode=None, mode='exact',
                  attention='stock', trunk_weights='stock', trunk_compile=False, preset=None, train_out_norms=True):

@@ -46,14 +46,16 @@ class Bottleneck(Quantised):
         scale (float): fixed.
         bits (int): of each entry of D and U, see `Quantised`.
         out (int): channels behind U; default: C.
+        groups (int): U stands for a block-diagonal matrix of so many blocks, (out, r / groups); for who computes with
+            the factors by himself, as a convolution does.
     """
 
     def __init__(self, width, rank, activation='gelu', dropout=0., bias=True, init='lora_xavier', scale=1., bits=32,
-                 out=None):
+                 out=None, groups=1):
         super().__init__()
         self.activation, self.dropout, self.scale = activation, dropout, scale
         self.down = nn.Parameter(torch.empty(rank, width))
-        self.up = nn.Parameter(torch.empty(out or width, rank))
+        self.up = nn.Parameter(torch.empty(out or width, rank // groups))
         self.down_bias = nn.Parameter(torch.empty(rank)) if bias else None
         self.up_bias = nn.Parameter(torch.empty(out or width)) if bias else None
         fill_down, fill_up, fill_bias = INITS[init]

@@ -22,11 +22,15 @@ class DeltaLinear(AdoptedLinear):
         """What is added to the bias, (out_features,), or None."""
         return None
 
+    def whole(self):
+        """The weight that the layer acts by."""
+        return self.weight + self.delta()
+
     def forward(self, x):
         added, bias = self.delta_bias(), self.bias
         if added is not None:
             bias = added if bias is None else bias + added
-        return F.linear(x, self.weight + self.delta(), bias)
+        return F.linear(x, self.whole(), bias)
 
     def merged(self):
         """A layer of the old class that gives the same outputs.

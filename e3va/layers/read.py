@@ -7,7 +7,7 @@ import functools
 import inspect
 import re
 
-import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -48,7 +48,7 @@ def call_through(trunk, edited):
     for name, parent in trunk.named_modules():
         leaves = [leaf for leaf, child in parent.named_children() if leaf in weights_read(type(parent))
                   and edited(f'{name}.{leaf}'.lstrip('.'), child)]
-        if leaves and isinstance(parent, torch.nn.MultiheadAttention):
+        if leaves and isinstance(parent, nn.MultiheadAttention):
             raise ValueError(f'{name}.{leaves[0]} of {type(trunk).__name__} is read by torch.nn.MultiheadAttention '
                              'past any layer in its place: leave it out')
         if leaves:
@@ -72,10 +72,26 @@ def read_again(trunk):
 @functools.lru_cache(maxsize=None)
 def weights_read(kind):
     """Names of the children of a class whose weight its forward reads."""
-    if kind is torch.nn.MultiheadAttention:
-        return frozenset({'out_proj'})                                  # handed to torch by its Python code
-    try:
-        source = inspect.getsource(kind.forward)
-    except (OSError, TypeError):                                        # built in, or made at run time
-        return frozenset()
-    return frozenset(re.findall(r'\bself\.(\w+)\.weight\b', source))
+    if issubclass(kind, nn.MultiheadAttention):                         # handed to torch by its Python code
+        return frozenset({'out_proj'} if kind.forward is nn.MultiheadAttention.forward else ())
+    return frozenset(re.findall(r'\bself\.(\w+)\.weight\b(?!\.(?:dtype|device|shape|size)\b)', source(kind)))
+
+
+@functools.cache
+def source(kind):
+    """The code that a module of a class runs in its forward, and what that calls; none where it cannot be read."""
+    found, waiting, seen = [], [name for name in dir(kind) if name.startswith('forward')], set(dir(nn.Module))
+    seen.discard('forward')
+    while waiting:
+        name = waiting.pop()
+        function = getattr(kind, name, None)
+        if name not in seen and inspect.isfunction(function):
+            try:
+                found.append(inspect.getsource(function))
+            except (OSError, TypeError):
+                found.append('')
+            waiting += re.findall(r'\bself\.(\w+)\(', found[-1])
+            if 'super()' in found[-1]:
+                found += [code for base in kind.__bases__ if base is not nn.Module for code in [source(base)]]
+        seen.add(name)
+    return '\n'.join(found)

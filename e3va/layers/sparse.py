@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .adopted import AdoptedLinear
+from .adopted import AdoptedConv2d, AdoptedLinear
 from .sparse_product import Put, SparseProduct, put
 
 TILE = 16       # of columns together: their product has the bits of the whole one (MKL; fewer go by another kernel)
@@ -124,31 +124,14 @@ class SparseLinear(SparseWeight, AdoptedLinear):
         return self.plain(self.in_features, self.out_features, self.bias is not None, device='meta')
 
 
-class SparseConv2d(SparseWeight, nn.Conv2d):
+class SparseConv2d(SparseWeight, AdoptedConv2d):
     """A convolution of whose weight some entries train; see `SparseWeight`."""
 
-    def __init__(self, old):
-        nn.Module.__init__(self)
-        if old.padding_mode != 'zeros' or isinstance(old.padding, str):
-            raise ValueError(f'entries of a convolution are trained with zeros around the image, given in numbers, not '
-                             f'with padding={old.padding!r}, padding_mode={old.padding_mode!r}; take another trunk')
-        for name in (*nn.Conv2d.__constants__, 'transposed', '_reversed_padding_repeated_twice'):
-            if hasattr(old, name):
-                setattr(self, name, getattr(old, name))
-        self.weight, self.bias = old.weight, old.bias
-        self.plain = type(old)
-        self.train(old.training)
-
-    @property
-    def geometry(self):
-        return self.stride, self.padding, self.dilation, self.groups
-
     def forward(self, x):
-        return super().forward(x) if self.weight.requires_grad else self.product(x, *self.geometry)
-
-    def empty(self):
-        return self.plain(self.in_channels, self.out_channels, self.kernel_size, *self.geometry,
-                          self.bias is not None, device='meta')
+        x = self.padded(x)
+        if self.weight.requires_grad:
+            return F.conv2d(x, self.weight, self.bias, *self.geometry)
+        return self.product(x, *self.geometry)
 
 
 class SparseAttention(SparseWeight, nn.MultiheadAttention):

@@ -9,8 +9,9 @@ from torch import nn
 from ..layers import Emptied, FollowedLinear
 from ..registry import METHODS
 from ..surgery import find, near, replace
-from ..trunks import alternatives, unused
+from ..trunks import alternatives, family_of, unused
 from .routing import follow_routing
+from .targets import also_names, check_layer, named, target_names, usual
 
 # Names of norm classes, those of timm (RmsNorm, SimpleNorm and their 2d forms) included; not GRN, which is no norm.
 NORMS = r'(Layer|Group|_Batch|Rms|RMS|Simple)Norm'
@@ -49,11 +50,38 @@ def role_names(roles):
     return roles
 
 
-def linears(trunk, parts, roles):
+def places(roles, targets):
+    """The options `roles` and `targets`, checked: roles are q and v where neither is given."""
+    if roles is not None and targets is not None:
+        raise ValueError(f'roles={roles!r} and targets={targets!r} are two spellings of which layers are adapted: give '
+                         'one')
+    return role_names(('q', 'v') if roles is None else roles), target_names(targets)
+
+
+def layers(trunk, parts, method):
+    """The layers that a method adapts: what `targets` names, else its roles in a known family, else the usual ones.
+
+    Returns:
+        list of (name, layer, slices, of): as of `linears`; without a role a layer is adapted as a whole, `(0,)` of 1.
+    """
+    if method.targets is None and parts:
+        found = linears(trunk, parts, method.roles, method.adapted)
+    else:
+        chosen = named(trunk, method) if method.targets is not None else usual(trunk, method)
+        found = [(name, layer, (0,), 1) for name, layer in chosen.items()]
+        if method.targets is None:
+            trunk.tuning.usual = chosen
+    for name, layer, _, _ in found:
+        check_layer(trunk, name, layer, method)
+    return found
+
+
+def linears(trunk, parts, roles, kinds=(nn.Linear,)):
     """The linear layers of some roles, in the trunk's order; none behind the last output, where nothing would train.
 
     Args:
         roles (sequence of str): of 'q', 'k', 'v', 'proj', 'fc1', 'fc2'.
+        kinds (sequence of types): what counts as a linear; a convolution of 1x1 may stand for one.
 
     Returns:
         list of (name, layer, slices, of): the roles are the `slices` (sorted) of the layer's `of` equal slices of
@@ -62,7 +90,7 @@ def linears(trunk, parts, roles):
     Raises:
         ValueError: a role that the trunk has not.
     """
-    layers = {name: module for name, module in trunk.named_modules() if isinstance(module, nn.Linear)}
+    layers = {name: module for name, module in trunk.named_modules() if isinstance(module, kinds)}
     known = {name: role for name, roles in parts.ROLES.items() for role in alternatives(roles)
              if any(re.fullmatch(role.pattern, layer) for layer in layers)}
     chosen = {}                                                         # (pattern, of) -> slices
@@ -73,9 +101,15 @@ def linears(trunk, parts, roles):
                              + (', '.join(known) or 'none, for its MLPs are convolutions of 1x1. Take a method that '
                                 'needs no linears, e.g. AdaptFormer, Mona, SSF, BitFit or NormTuning'))
         chosen.setdefault((known[name].pattern, known[name].of), set()).add(known[name].part)
-    idle = unused(trunk)
-    return [(name, layer, sorted(slices), of) for name, layer in layers.items() if not name.startswith(idle)
+    idle = idle_places(trunk)
+    return [(name, layer, sorted(slices), of) for name, layer in layers.items()
+            if not name.startswith(idle) and f'{name}.weight' not in trunk.tuning.also
             for (pattern, of), slices in chosen.items() if re.fullmatch(pattern, name)]
+
+
+def idle_places(trunk):
+    """Name prefixes of what lies behind the last output, where nothing would train; none in a trunk of no family."""
+    return unused(trunk) if family_of(trunk) else ()
 
 
 def is_norm(module):
@@ -86,7 +120,7 @@ def is_norm(module):
 
 def norms(trunk):
     """{name: layer} of the norms of a trunk that have parameters; none behind the last output."""
-    idle = unused(trunk)
+    idle = idle_places(trunk)
     return {name: module for name, module in trunk.named_modules()
             if is_norm(module) and not f'{name}.'.startswith(idle)}
 
@@ -114,6 +148,11 @@ class Method:
     mergeable = False               # e3va.merge gives back a plain trunk
     trunk_mode = 'config'           # 'eval': the trunk runs without dropout and DropPath, also in training
     needs_family = True             # the method reads the trunk's parts; False: any module will do
+    backpropagates = True           # gradients go through the trunk; False: nothing inside it could train beside
+    adapted = (nn.Linear,)          # classes of layers that `targets` may name
+    targets = None                  # the option of that name, where the method has it
+    train_input = True              # a first layer for other images than RGB trains beside, as its weights are made up
+    also = ()                       # modules and parameters of the stock model that train beside, as of `tune`
     refused = {}                    # family of trunks that the method cannot edit: why
     tunes_entries = False           # what it adds are entries of the trunk's own weights, at their rates
     unit = None                     # class of the equal modules that it is made of, which Pear prunes and shares
@@ -127,6 +166,10 @@ class Method:
 
     def __init__(self, train_out_norms=False):
         self.train_out_norms = train_out_norms
+
+    def adapts(self, module):
+        """Whether `targets` may name this layer."""
+        return isinstance(module, self.adapted)
 
     def refusal(self, family):
         """Why the method cannot edit trunks of a family; None where it can."""
@@ -143,11 +186,15 @@ class Method:
     def place(self, trunk, position):
         """(block, role) of a position, e.g. ('11', 'q'), or ('2.17', 'proj') in a trunk of stages."""
         parts = trunk.tuning.parts
+        if parts is None:
+            return place_by_name(position)
         stages = parts.stages(trunk)
         names = {block: f'{i}.{j}' if len(stages) > 1 else str(j)
                  for i, blocks in enumerate(stages) for j, block in enumerate(blocks)}
         above = list(itertools.accumulate(position.split('.'), '{}.{}'.format))
-        block = next(names[module] for module in map(trunk.get_submodule, above) if module in names)
+        block = next((names[module] for module in map(trunk.get_submodule, above) if module in names), None)
+        if block is None:                                               # named by `targets`, outside the blocks
+            return place_by_name(position)
         leaf = above[-1].rpartition('.')[2]
         roles = [name for name, found in parts.ROLES.items() for role in alternatives(found) for layer in above
                  if re.fullmatch(role.pattern, layer) and (role.of == 1 or str(role.part) == leaf)]
@@ -176,6 +223,12 @@ class Method:
                 trunk.get_submodule(name).requires_grad_(True)
 
 
+def place_by_name(position):
+    """(block, role) of a position in a trunk of no family: all of its layer's name, and the last of that."""
+    layer = position.partition('.pairs.')[0]
+    return layer, layer.rpartition('.')[2]
+
+
 def registered(name):
     """The method of a name, with or without the package that it is in; None: METHODS.get would import what it says."""
     scope, _, leaf = name.rpartition('.')
@@ -193,6 +246,7 @@ def build_method(method):
     if not isinstance(method, (str, dict, type(None))):
         raise ValueError(f"a method is a name or a dict, e.g. dict(type='E3VA', rank=8), not {str(method):.100}")
     options = dict(type=method) if isinstance(method, str) else dict(method or {})
+    also, train_input = options.pop('also', ()), options.pop('train_input', True)   # every method has them, see `tune`
     name = options.pop('type', None)
     if name is None:
         raise ValueError(f"no method is named in {method!r}; write method=dict(type='E3VA', rank=8)")
@@ -207,4 +261,15 @@ def build_method(method):
     unknown = [option for option in options if option not in known]
     if unknown:
         raise ValueError(f'method {name} has no option {unknown[0]!r}; it has: {", ".join(known)}')
-    return kind(**options)
+    method = beside(kind(**options), also)
+    if not choice('train_input', train_input, (True, False)):
+        method.train_input = method.config['train_input'] = False
+    return method
+
+
+def beside(method, also):
+    """The method with modules that train beside it, `also` of `tune`; recorded with its own options."""
+    if names := also_names(also):
+        method.also = (*method.also, *(name for name in names if name not in method.also))
+        method.config['also'] = method.also
+    return method

@@ -1,7 +1,6 @@
 """BitFit (Ben Zaken et al., ACL 2022, arXiv 2106.10199): of the trunk, only the biases train."""
 from ..registry import METHODS
-from ..trunks import unused
-from .base import Method
+from .base import Method, idle_places
 
 
 @METHODS.register_module()
@@ -16,9 +15,10 @@ class BitFit(Method):
     """
 
     mergeable = True
+    needs_family = False
 
     def apply(self, trunk, parts):
-        idle = unused(trunk)
+        idle = idle_places(trunk)
         for name, parameter in trunk.named_parameters():
             if 'bias' in name and not name.startswith(idle):
                 parameter.requires_grad_(True)

@@ -9,7 +9,7 @@ from torch import nn
 from ..layers import SlicedLinear
 from ..registry import METHODS
 from ..surgery import replace
-from .base import Method, choice, integer, linears, number, role_names
+from .base import Method, choice, integer, layers, number, places
 
 
 class FourierLinear(SlicedLinear):
@@ -48,22 +48,26 @@ class FourierFT(Method):
             narrow layer is drowned, for the change has a standard deviation of scale sqrt(n / 2) / (width in).
             'zero' starts at the trunk.
         roles (sequence of str): the linears that are adapted: 'q', 'k', 'v', 'proj', 'fc1', 'fc2'.
+            Default: q and v; in a trunk of no known family all but the classifier's.
+        targets (str or sequence of str): the linears that are adapted, in any module; see `LoRA`.
         seed (int): of the places of the entries.
         train_out_norms (bool): see `Method`.
     """
 
     mergeable = True
+    needs_family = False
 
-    def __init__(self, n=1000, scale=150., init='normal', roles=('q', 'v'), seed=777, train_out_norms=False):
+    def __init__(self, n=1000, scale=150., init='normal', roles=None, seed=777, train_out_norms=False,
+                 targets=None):
         super().__init__(train_out_norms)
         self.n = integer('n', n)
         self.scale = number('scale', scale)
         self.init = choice('init', init, ('normal', 'zero'))
-        self.roles = role_names(roles)
+        self.roles, self.targets = places(roles, targets)
         self.seed = integer('seed', seed, low=0)
         self.starts_at_trunk = init == 'zero'
 
     def apply(self, trunk, parts):
-        for name, old, slices, of in linears(trunk, parts, self.roles):
+        for name, old, slices, of in layers(trunk, parts, self):
             integer('n', self.n, high=old.in_features * (old.out_features // of))
             replace(trunk, name, FourierLinear(old, self.n, self.scale, self.seed, self.init, slices, of))

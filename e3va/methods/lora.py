@@ -1,15 +1,18 @@
 """LoRA (Hu et al., ICLR 2022, arXiv 2106.09685): W + (alpha / r) B A on chosen linears, by default q and v.
 
+On convolutions A is one of the layer's own size to r channels and B one of 1x1, as in HF PEFT and in LoCon; there with
+groups A has the layer's groups too, where PEFT's does not, so that the sum is a kernel of the layer's and merges.
+
 With `bits` Bi-LoRA (Jie et al., ICCV 2023, see `layers.quantised`): A and B in 1, 2 or 4 bits, B not zero at the start.
 """
 from torch import nn
 from torch.nn import functional as F
 
-from ..layers import Bottleneck, DeltaLinear, SlicedLinear, served
+from ..layers import Bottleneck, DeltaConv2d, DeltaLinear, SlicedLinear, served
 from ..layers.quantised import BITS
 from ..registry import METHODS
 from ..surgery import replace
-from .base import Method, choice, integer, linears, number, role_names
+from .base import Method, choice, integer, layers, number, places
 
 
 class LoRALinear(SlicedLinear):
@@ -42,14 +45,39 @@ class LoRALinear(SlicedLinear):
         return self.add(out, [pair(x) for pair in pairs.values()]) if pairs else out
 
 
+class LoRAConv2d(DeltaConv2d):
+    """W + scale * B A of a convolution; see `DeltaConv2d`.
+
+    Shapes: `pairs` {'0': unit with `down` A (r, in / groups * h * w), `up` B (out, r / groups)}; x (B, in, H, W).
+    """
+
+    slices, of = (0,), 1                                                # as of `LoRALinear`: the whole layer
+
+    def __init__(self, old, rank, scale, bits=32, dropout=0.):
+        super().__init__(old)
+        self.scale = scale
+        self.pairs = nn.ModuleDict({'0': Bottleneck(
+            old.weight[0].numel(), rank, None, dropout, False, 'lora_kaiming', scale, bits, old.out_channels,
+            old.groups)}).to(old.weight)
+
+    def factors(self):
+        return [(pair.value('down'), self.scale * pair.value('up'), pair.dropout)
+                for pair in served(self.pairs).values()]
+
+
 @METHODS.register_module()
 class LoRA(Method):
-    """Low-rank additions to linears of the attention or the MLP.
+    """Low-rank additions to linears of the attention or the MLP, or to any linears and convolutions.
 
     Args:
         rank (int): r. 8 in Pear, GPS and DMLoRA (ViT-B: 294,912 parameters); 64 in E3VA's tables.
         alpha (float): the addition is scaled by alpha / rank. Default: `rank`, i.e. a scale of 1.
-        roles (sequence of str): the linears that are adapted: 'q', 'k', 'v', 'proj', 'fc1', 'fc2'.
+        roles (sequence of str): the linears that are adapted: 'q', 'k', 'v', 'proj', 'fc1', 'fc2'. Default: q and v,
+            as in the paper, in a trunk whose family is known; in any other all linear layers but the classifier's, or
+            where there are none all convolutions without groups, which is said.
+        targets (str or sequence of str): the linears and convolutions that are adapted, in any module, as HF PEFT's
+            `target_modules`: 'all-linear', endings of names, or one regular expression over full names. A fused q, k, v
+            layer is adapted as a whole, as there, and a rank may be above the layer's size.
         bits (int): of each entry of the factors: 1 (Bi-LoRA), 2, 4, or 32, floats. A saved delta has these bits: rank
             32 in 1 bit on ViT-B is 147,840 bytes.
         dropout (float): of the r channels between the factors. Default: 0.1 with fewer than 32 bits (Bi-LoRA), else 0.
@@ -57,19 +85,32 @@ class LoRA(Method):
     """
 
     mergeable = True
+    needs_family = False
+    adapted = (nn.Linear, nn.Conv2d)
     unit = Bottleneck
 
-    def __init__(self, rank=8, alpha=None, roles=('q', 'v'), bits=32, dropout=None, train_out_norms=False):
+    def __init__(self, rank=8, alpha=None, roles=None, bits=32, dropout=None, train_out_norms=False, targets=None):
         super().__init__(train_out_norms)
         self.rank = integer('rank', rank)
         self.alpha = rank if alpha is None else alpha
-        self.roles = role_names(roles)
+        self.roles, self.targets = places(roles, targets)
         self.bits = choice('bits', integer('bits', bits), BITS)
         self.dropout = number('dropout', (0. if bits == 32 else 0.1) if dropout is None else dropout, 0, 1)
         self.starts_at_trunk = bits == 32
 
     def apply(self, trunk, parts):
-        for name, old, slices, of in linears(trunk, parts, self.roles):
-            integer('rank', self.rank, high=min(old.in_features, old.out_features // of))
-            replace(trunk, name, LoRALinear(old, self.rank, self.alpha / self.rank, slices, of, self.bits,
-                                            self.dropout))
+        for name, old, slices, of in layers(trunk, parts, self):
+            rank, scale = rank_for(self, trunk, name, old, of), self.alpha / self.rank
+            replace(trunk, name, LoRAConv2d(old, rank, scale, self.bits, self.dropout) if isinstance(old, nn.Conv2d)
+                    else LoRALinear(old, rank, scale, slices, of, self.bits, self.dropout))
+
+
+def rank_for(method, trunk, name, old, of=1):
+    """The method's rank, if a layer can have it; ValueError else. By `targets` it may be above the layer's size."""
+    groups = getattr(old, 'groups', 1)
+    if method.rank % groups:
+        raise ValueError(f'rank={method.rank}: {name} of {type(trunk).__name__} is a convolution of {groups} groups, '
+                         'and the rank must be a multiple of that; give such a rank, or targets= without it')
+    if trunk.tuning.parts and method.targets is None:
+        integer('rank', method.rank, high=min(old.weight[0].numel(), len(old.weight) // of))
+    return method.rank

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..layers import SlicedLinear
 from ..registry import METHODS
 from ..surgery import replace
-from .base import Method, choice, integer, linears, role_names
+from .base import Method, choice, integer, layers, places
 
 
 class MoRALinear(SlicedLinear):
@@ -72,22 +72,25 @@ class MoRA(Method):
             'share', for large ones (M of 111, 295,704).
         size (int): of M, in place of the one that follows from `rank`. 112 is what the row in Pear's table counts.
         roles (sequence of str): the linears that are adapted: 'q', 'k', 'v', 'proj', 'fc1', 'fc2'.
+            Default: q and v; in a trunk of no known family all but the classifier's.
+        targets (str or sequence of str): the linears that are adapted, in any module; see `LoRA`.
         train_out_norms (bool): see `Method`.
     """
 
     mergeable = True
+    needs_family = False
 
-    def __init__(self, rank=8, variant='rope', size=None, roles=('q', 'v'), train_out_norms=False):
+    def __init__(self, rank=8, variant='rope', size=None, roles=None, train_out_norms=False, targets=None):
         super().__init__(train_out_norms)
         self.rank = integer('rank', rank)
         self.variant = choice('variant', variant, ('rope', 'share'))
         self.size = size if size is None else integer('size', size)
         if variant == 'rope' and self.size and self.size % 2:
             raise ValueError(f"variant='rope' turns pairs, so size must be even, not {size}")
-        self.roles = role_names(roles)
+        self.roles, self.targets = places(roles, targets)
 
     def apply(self, trunk, parts):
-        for name, old, slices, of in linears(trunk, parts, self.roles):
+        for name, old, slices, of in layers(trunk, parts, self):
             size = self.size_for(old.in_features, old.out_features // of)
             replace(trunk, name, MoRALinear(old, size, self.variant, slices, of))
 

@@ -15,6 +15,7 @@ class NormTuning(Method):
     """
 
     mergeable = True
+    needs_family = False
 
     def apply(self, trunk, parts):
         for norm in norms(trunk).values():

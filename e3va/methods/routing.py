@@ -46,7 +46,7 @@ def route(trunk, served_by, scores):
             replace(trunk, name, Emptied(units[names[kept[i]]] if kept[i] >= 0 else None))
     trunk.add_module(TABLE, Routing(served_by, scores).to(next(trunk.parameters()).device))
     parts = trunk.tuning.parts
-    if parts.ENTRY(trunk) not in trunk.__dict__:                        # else the method goes by blocks already
+    if parts and parts.ENTRY(trunk) not in trunk.__dict__:              # else the method goes by blocks already
         checkpoint_once(trunk, parts)
     if hasattr(trunk, '_params_init_info'):                             # mmengine's init_weights wants it of every one
         for module in trunk.modules():

@@ -9,12 +9,13 @@ import re
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers.delta_linear import NO_BIAS
 from ..registry import METHODS
 from ..surgery import rebind, unbind
-from ..trunks import unused
-from .base import Method, norms
+from .base import Method, idle_places, is_norm, norms
+from .targets import check_layer, frozen_layers, named, target_names
 
 # What is left out; torch's own attention (mmsegmentation's ViT) and attention pooling do not call their `out_proj`.
 # SAM's neck: as in the SSF that GPS compares with.
@@ -30,38 +31,86 @@ class SSF(Method):
     On timm's ConvNeXt the last pair stands behind the norm in front of the classifier; the authors' code has it in
     front of that norm, where it could not be merged. Merging is refused where a layer has no bias to take the shift.
 
+    In a trunk of no known family it stands behind every linear layer, convolution and norm but the classifier's, which
+    is said.
+
     Args:
+        targets (str or sequence of str): the linears, convolutions and norms that get a pair, in any module; see
+            `LoRA`. Default: all that the rule above names.
         train_out_norms (bool): see `Method`; scale and shift behind them train anyway.
     """
 
     mergeable = True
     starts_at_trunk = False
+    needs_family = False
+    adapted = (nn.Linear, nn.Conv2d, nn.LayerNorm)                      # and other norms
+
+    def __init__(self, train_out_norms=False, targets=None):
+        super().__init__(train_out_norms)
+        self.targets = target_names(targets)
+
+    def adapts(self, module):
+        return isinstance(module, (nn.Linear, nn.Conv2d)) or is_norm(module)
+
+    def operations(self, trunk, parts):
+        """{name: module} of what gets a scale and shift."""
+        if self.targets is not None:
+            return named(trunk, self)
+        idle = idle_places(trunk)
+        found = {name: module for name, module in trunk.named_modules()
+                 if isinstance(module, (nn.Linear, nn.Conv2d)) and not name.startswith(idle)}
+        return frozen_layers(trunk, {name: module for name, module in {**found, **norms(trunk)}.items()
+                                     if not re.fullmatch(LEFT_OUT, name)})
 
     def apply(self, trunk, parts):
-        idle, left_out = unused(trunk), f'{LEFT_OUT}|{parts.HEAD}' if parts.HEAD else LEFT_OUT
-        operations = {name: module for name, module in trunk.named_modules()
-                      if isinstance(module, (nn.Linear, nn.Conv2d)) and not name.startswith(idle)}
-        for name, module in {**operations, **norms(trunk)}.items():
-            if not re.fullmatch(left_out, name):
+        found = self.operations(trunk, parts)
+        if parts is None and self.targets is None:
+            trunk.tuning.usual = found
+        for name, module in found.items():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                check_layer(trunk, name, module, self)
+            if isinstance(getattr(module, 'weight', None), nn.Parameter):
                 channels = module.weight.shape[:1]
                 module.scale = nn.Parameter(torch.normal(1., 0.02, channels).to(module.weight))
                 module.shift = nn.Parameter(torch.normal(0., 0.02, channels).to(module.weight))
-                rebind(module, 'forward', scaled)
+                rebind(module, 'forward', scaled if parts else scaled_for_any)
                 rebind(module, 'merged', merged)
 
 
-def scaled(module, x, *args, **options):
+def scaled_for_any(module, x, *args, **options):
+    """The same where an activation that works in place may follow, and change what `Scaled` keeps."""
+    return scaled(module, x, *args, keep_output=False, **options)
+
+
+def scaled(module, x, *args, keep_output=True, **options):
     """The stock forward of a layer, then scale and shift of its channels, in the output's own type."""
     scale, shift = module.scale, module.shift
     if type(module).__name__ == 'LayerNorm':                            # torch's and timm's: they become its own pair
         bias = shift if module.bias is None else module.bias * scale + shift
         return F.layer_norm(x, module.normalized_shape, module.weight * scale, bias, module.eps)
+    if isinstance(getattr(module, 'act', None), nn.Module):             # timm's norms with an activation behind
+        return in_place_of_own(module, x, *args, **options)
     out = type(module).forward(module, x, *args, **options)
-    if '2d' in type(module).__name__ and options.get('data_format') != 'channel_last':
-        scale, shift = scale[:, None, None], shift[:, None, None]       # (B, C, H, W)
-    if out.dtype == torch.float32 and scale.dtype == torch.float32 and not torch.jit.is_tracing():
+    if channels_first(module) and options.get('data_format') != 'channel_last':
+        scale, shift = (one.view(-1, *[1] * (out.dim() - 2)) for one in (scale, shift))         # (B, C, ...)
+    if keep_output and out.dtype == torch.float32 and scale.dtype == torch.float32 and not torch.jit.is_tracing():
         return Scaled.apply(out, scale, shift)
     return (out * scale + shift).to(out.dtype)
+
+
+def channels_first(module):
+    return isinstance(module, (nn.Conv2d, nn.GroupNorm, _BatchNorm)) or '2d' in type(module).__name__
+
+
+def in_place_of_own(module, x, *args, **options):
+    """The stock forward of a norm with its own pair times ours, for those that go on to an activation."""
+    own = dict(weight=module.weight * module.scale, bias=module.shift if module.bias is None else
+               module.bias * module.scale + module.shift)
+    vars(module).update(own)                                            # found before the parameters of these names
+    try:
+        return type(module).forward(module, x, *args, **options)
+    finally:
+        del vars(module)['weight'], vars(module)['bias']
 
 
 class Scaled(torch.autograd.Function):

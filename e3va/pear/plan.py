@@ -129,8 +129,9 @@ def floor(ratio, n):
 
 
 def default_share_scope(trunk):
-    """'same_role' in a trunk of several stages; 'global' in one of a single stage, and for E3VA, by stage alone."""
-    staged = len(trunk.tuning.parts.stages(trunk)) > 1
+    """'same_role' in a trunk of several stages; 'global' in others, and for E3VA, by stage alone."""
+    parts = trunk.tuning.parts
+    staged = parts is not None and len(parts.stages(trunk)) > 1
     return 'same_role' if staged and not isinstance(trunk.tuning.method, E3VA) else 'global'
 
 

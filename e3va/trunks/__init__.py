@@ -75,7 +75,10 @@ def head_entries(trunk):
 
     A family says where it is; of any other a timm model does, by `get_classifier`.
     """
-    family = trunk.tuning.family if hasattr(trunk, 'tuning') else family_of(trunk)
+    tuning = getattr(trunk, 'tuning', None)
+    if tuning and tuning.rest:                              # a whole model: its neck and heads, as they were
+        return tuning.rest
+    family = tuning.family if tuning else family_of(trunk)
     parts, names = FAMILIES.get(family), list(trunk.state_dict())
     if parts:
         return frozenset(name for name in names if parts.HEAD and re.fullmatch(parts.HEAD, name))

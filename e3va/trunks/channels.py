@@ -11,10 +11,13 @@ def first_layer(trunk):
     return next(((name, module) for name, module in trunk.named_modules() if isinstance(module, nn.Conv2d)), None)
 
 
-def reads_other_images(trunk):
-    """The first layer, as `first_layer`, where it reads another number of channels than three; else None."""
-    found = first_layer(trunk)
-    return found if found and found[1].in_channels * found[1].groups != RGB and found[1].in_channels != RGB else None
+def other_images(trunk):
+    """The first layer where it reads another number of channels than three, else None; loads are adapted to it."""
+    _, layer = first_layer(trunk) or (None, None)
+    if layer is None or layer.in_channels == RGB or layer.groups > 1:
+        return None
+    trunk.register_load_state_dict_pre_hook(adapt_input)
+    return layer
 
 
 def adapted(weight, channels):
@@ -31,10 +34,10 @@ def adapted(weight, channels):
 
 
 def adapt_input(trunk, state, prefix, *_):
-    """Before a load: published weights for RGB become what the first layer needs for its channels, in the state dict."""
+    """Before a load: in the state dict, weights for RGB become what the first layer needs for its channels."""
     name, layer = first_layer(trunk)
     key = f'{prefix}{name}.weight'
-    if key in state and state[key].shape == (len(layer.weight), RGB, *layer.kernel_size) and layer.groups == 1:
+    if key in state and state[key].shape == (len(layer.weight), RGB, *layer.kernel_size):
         state[key] = adapted(state[key], layer.in_channels)
         print_log(f'weights for {type(trunk).__name__}: {name}, for RGB, is adapted to images of {layer.in_channels} '
                   'channels', logger='current')
