@@ -32,6 +32,7 @@ class Family:
     BRANCHES = ('attn', 'mlp')
     AXIS = -1
     INSIDE = False                  # merges are skips of the next stage's first block, which does them itself
+    IN_PLACE = None                 # pattern of layers whose outputs the trunk changes in place
     SIZES = {}                      # options by which the constructor lets images have any size
     # Why VPT cannot put prompts among the tokens; None where it can ('windows': in each of them).
     NO_PROMPTS = 'its blocks do not attend to a plain sequence of tokens, in which prompts would have a place'

@@ -4,6 +4,7 @@ from .swin_timm import ROLES, SIZES, merges, run, stages, stem  # noqa: F401 in 
 
 CLASSES = ('timm.:SwinTransformerV2',)
 BLOCKS = ('timm.:SwinTransformerV2Block',)
+IN_PLACE = r'layers\.\d+\.blocks\.\d+\.attn\.cpb_mlp\.0'                 # by the ReLU behind it
 NO_PROMPTS = 'its attention compares angles and biases them by a network of positions, where prompts have none'
 
 
