@@ -37,6 +37,9 @@ CASES = dict(
     samvit_rope=('vit_sam_timm', 'samvit_base_patch16', dict(                   # no neck, layer scale
         ROPE, use_rel_pos=False, use_rope=True, window_size=2, global_attn_indexes=(1,), neck_chans=0, init_values=0.5,
         ref_feat_shape=((3, 3), (2, 2))), (48, 48)),
+    pvt_v2=('pvt_v2', 'pvt_v2_b0', dict(                                        # keys and values pooled by convolutions
+        depths=(1, 1, 2, 1), embed_dims=(16, 16, 32, 32), num_heads=(1, 2, 2, 4), drop_path_rate=0.3), (61, 90)),
+    pvt_v2_li=('pvt_v2', 'pvt_v2_b2_li', dict(depths=(1, 1, 2, 1), embed_dims=(16, 16, 32, 32), num_heads=(1, 2, 2, 4)), (64, 64)),     # by averages
 )
 METHODS = dict(
     E3VA=dict(rank=2), LoRA=dict(rank=2), BitFit={}, SSF={}, Adapter=dict(rank=2), AdaptFormer=dict(rank=2),
