@@ -5,17 +5,18 @@ the layer's weight is a call of the layer.
 """
 import functools
 import inspect
+import logging
 import re
 
 import torch
+from mmengine.logging import print_log
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..surgery import rebind, unbind, unhook
 
-
-RUNNING = 'e3va_running'
+RUNNING, CALLED = 'e3va_running', 'e3va_called'                         # notes on a layer
 
 
 class Called(TorchFunctionMode):
@@ -85,9 +86,39 @@ def forward(leaves, parent, *args, **kwargs):
             torch.backends.mha.set_fastpath_enabled(fast)
 
 
+def expect_calls(trunk, layers):
+    """Warn of those of the edited layers that the first training step does not call: there is no other sign of it."""
+    for layer in layers:
+        layer.register_forward_pre_hook(note_call)
+    if layers:
+        trunk.register_forward_hook(check_calls)
+
+
+def note_call(layer, inputs):
+    vars(layer)[CALLED] = True
+
+
+def check_calls(trunk, inputs, output):
+    if not (trunk.training and torch.is_grad_enabled()):
+        return
+    idle = [name for name, layer in trunk.named_modules()
+            if note_call in layer._forward_pre_hooks.values() and CALLED not in vars(layer)]
+    forget_calls(trunk)
+    if idle:
+        print_log(f'{len(idle)} adapted layers of {type(trunk).__name__} were not called in the first step, so that '
+                  f'what is added to them does nothing: {", ".join(idle[:3])}. Their weight is read by itself, or '
+                  'nothing goes through them here; leave them out of targets=', 'current', logging.WARNING)
+
+
+def forget_calls(trunk):
+    unhook(trunk, note_call, check_calls)
+    for layer in trunk.modules():
+        vars(layer).pop(CALLED, None)
+
+
 def read_again(trunk):
     """Undo `call_through`, on a trunk that is merged."""
-    unhook(trunk, enter, leave)
+    unhook(trunk, enter, leave), forget_calls(trunk)
     for module in trunk.modules():
         bound = module.__dict__.get('forward')
         if getattr(getattr(bound, 'func', None), 'func', getattr(bound, 'func', None)) is forward:

@@ -122,8 +122,8 @@ def named(trunk, method):
     for one in targets if isinstance(targets, tuple) else ():
         same = [name for name in found if ends(full[name], one)]
         if not same:
-            print_log(f'targets: {one!r} matches nothing in {type(trunk).__name__}; {alike(one, own or list(full.values()))}',
-                      'current', logging.WARNING)
+            print_log(f'targets: {one!r} matches nothing in {type(trunk).__name__}; '
+                      f'{alike(one, own or list(full.values()))}', 'current', logging.WARNING)
         elif not any(name in fit for name in same):
             raise ValueError(unfit(trunk, f'[{one!r}]', same, every, method))
     if not fit:

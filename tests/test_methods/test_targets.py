@@ -161,6 +161,23 @@ def test_shared_called_twice_and_read(method):
         assert not torch.equal(stock.get_submodule(name).weight, Twice().get_submodule(name).weight), name
 
 
+def test_a_layer_that_nothing_calls(capsys):
+    """Where the code does not say that a weight is read, the first training step does."""
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+
+        def forward(self, x):
+            return F.linear(self.layers[0](x), self.layers[1].weight)
+
+    tuned, x = e3va.tune(Hidden(), dict(type='LoRA', rank=2)), torch.randn(2, 8)
+    tuned.eval()(x), tuned.train()(x), tuned(x)
+    said = capsys.readouterr()
+    assert (said.out + said.err).count('1 adapted layers of Hidden were not called in the first step') == 1
+    assert 'layers.1' in said.out + said.err
+
+
 class Quantised(nn.Linear):
     def forward(self, x):
         return F.linear(x, self.weight.round(), self.bias)
@@ -242,6 +259,7 @@ def test_also(tmp_path):
 def test_whole_models(tmp_path):
     """Names of the module that was given: inside a backbone, outside it, and in a module that has none."""
     import mmdet.models  # noqa: F401
+
     from e3va.registry import MODELS
 
     class Detector(nn.Module):
