@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import compat, loading
 from .layers.adopted import AdoptedLinear
-from .layers.read import call_through
+from .layers.read import call_through, expect_calls
 from .methods import Full, Method, build_method
 from .methods.base import beside
 from .methods.targets import ALL, find_also, matches, named, say
@@ -178,8 +178,12 @@ def tune(module, method, config=None, also=()):
         for name, parameter in trunk.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and not name.startswith(adapted))
     method.apply(trunk, parts)
-    call_through(trunk, lambda name, layer: name in trunk.tuning.modules and (
-        isinstance(layer, AdoptedLinear) or callable(getattr(layer, 'merged', None))))
+    def edited(name, layer):
+        return name in tuning.modules and (isinstance(layer, AdoptedLinear) or callable(getattr(layer, 'merged', None)))
+
+    call_through(trunk, edited)
+    if parts is None or method.targets is not None:
+        expect_calls(trunk, [layer for name, layer in trunk.named_modules() if edited(name, layer)])
     method.adapt_out_norms(trunk, parts)
     if (reads := other_images(trunk)) and method.train_input and not isinstance(method, Full):
         reads.requires_grad_(True)
