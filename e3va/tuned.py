@@ -3,6 +3,7 @@ import dataclasses
 import re
 
 import torch
+from mmengine.logging import print_log
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
 from torch import nn
@@ -17,6 +18,7 @@ from .methods.targets import ALL, find_also, matches, named, say
 from .registry import METHODS, MODELS
 from .surgery import near, rebind
 from .trunks import FAMILIES, family_of, head_entries
+from .trunks.channels import other_images
 from .trunks.walk import let_stock_checkpoint
 
 
@@ -183,6 +185,10 @@ def tune(module, method, config=None, also=()):
     if parts is None or method.targets is not None:
         expect_calls(trunk, [layer for name, layer in trunk.named_modules() if edited(name, layer)])
     method.adapt_out_norms(trunk, parts)
+    if (reads := other_images(trunk)) and method.train_input and not isinstance(method, Full):
+        reads.requires_grad_(True)
+        print_log(f'{type(trunk).__name__} reads images of {reads.in_channels} channels, so its first layer trains too '
+                  '(train_input=False of the method keeps it as it is)', logger='current')
     for name, parameter in module.named_parameters():
         if name in beside_it:
             parameter.requires_grad_(True)

@@ -7,7 +7,7 @@ import e3va
 from e3va.methods import Method
 from e3va.registry import METHODS, MODELS
 from e3va.tuned import find_tuned
-from tests.conftest import SWIN, build, image
+from tests.conftest import SWIN, build, distance, image
 
 
 @pytest.mark.parametrize('trunk,method,changes,words', [
@@ -32,8 +32,8 @@ def test_refusals(trunk, method, changes, words):
 
 def test_timm_refusals():
     for options, words in [(dict(name='swin_tinny_patch4_window7_224'), 'no model.*swin_tiny'),
-                           (dict(name='resnet18'), 'Swin, ViT and ConvNeXt'),
-                           (dict(name='vit_relpos_small_patch16_224'), 'cannot build .*: .*plain ViT, Swin'),
+                           (dict(name='resnet18'), 'TimmTrunk gives maps of the families .*resnet18'),
+                           (dict(name='vit_relpos_small_patch16_224'), 'is a VisionTransformerRelPos, of none of them'),
                            (dict(name='vit_tiny_patch16_224', out_indices=(12,)), '12 blocks')]:
         with pytest.raises(ValueError, match=words):
             MODELS.build(dict(type='e3va.Tuned', trunk='e3va.TimmTrunk', method='E3VA', **options))
@@ -155,3 +155,36 @@ def test_hook_is_demanded():
         tuned(image('vit_mmpretrain'))
     finally:
         METHODS._module_dict.pop('Hooked')
+
+
+@pytest.mark.parametrize('channels', [1, 4, 13])
+@pytest.mark.parametrize('trunk', ['swin_mmdet', 'swin_mmpretrain', 'vit_mmpretrain', 'vit_timm', 'convnext_timm'])
+def test_images_that_are_not_rgb(trunk, channels, tmp_path):
+    """The first layer gets what timm makes of the published weights, and trains, and the delta holds it."""
+    from timm.models import adapt_input_conv
+
+    from e3va.trunks.channels import first_layer
+    stock = build(trunk)
+    name, layer = first_layer(stock)
+    option = dict(in_chans=channels) if 'timm' in trunk else dict(in_channels=channels)
+    tuned, again = (build(trunk, dict(type='LoRA', rank=2, roles=('fc1', )), seed=3, **option) for _ in range(2))
+    for model in (tuned, again):
+        model.load_state_dict(stock.state_dict(), strict=False)
+    weight = tuned.get_submodule(name).weight
+    assert weight.requires_grad
+    assert torch.allclose(weight, adapt_input_conv(channels, layer.weight), atol=1e-7)
+    assert f'{name}.weight' in e3va.delta(tuned)
+    with torch.no_grad():
+        weight += 1
+    e3va.save_delta(tuned, tmp_path / 'delta.safetensors')
+    e3va.load_delta(again, tmp_path / 'delta.safetensors')
+    assert torch.equal(again.get_submodule(name).weight, weight)
+    frozen = build(trunk, dict(type='LoRA', rank=2, roles=('fc1', ), train_input=False), **option)
+    assert not frozen.get_submodule(name).weight.requires_grad
+
+
+def test_grey_images_see_what_grey_rgb_saw():
+    stock, tuned = build('vit_timm'), build('vit_timm', 'fixed', in_chans=1)
+    tuned.load_state_dict(stock.state_dict(), strict=False)
+    grey = torch.randn(2, 1, 71, 90)
+    assert distance(stock.eval()(grey.expand(-1, 3, -1, -1)), tuned.eval()(grey)) <= 1e-5

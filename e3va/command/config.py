@@ -111,11 +111,16 @@ def apply_method(cfg, method_cfg):
     backbone.method = method_cfg.method
     amp = wrapper_type(cfg.get('optim_wrapper') or {})[1].startswith('Amp')
     cfg.merge_from_dict({key: method_cfg[key] for key in ('default_hooks', 'optim_wrapper') if key in method_cfg})
-    imports = [imports for each in (cfg, method_cfg) if each.get('custom_imports')
-               for imports in each.custom_imports['imports']]
+    imports = [name for each in (cfg, method_cfg) if each.get('custom_imports')
+               for name in listed(each.custom_imports['imports'])]
     if imports:
         cfg.custom_imports = dict(imports=imports)
     return use_amp(cfg) if amp else cfg
+
+
+def listed(names):
+    """mmengine takes one name for a list of one, as mmsegmentation's Mask2Former has it."""
+    return [names] if isinstance(names, str) else list(names)
 
 
 def apply_settings(cfg, method_cfg):

@@ -151,6 +151,7 @@ class Method:
     backpropagates = True           # gradients go through the trunk; False: nothing inside it could train beside
     adapted = (nn.Linear,)          # classes of layers that `targets` may name
     targets = None                  # the option of that name, where the method has it
+    train_input = True              # a first layer for other images than RGB trains beside, as its weights are made up
     also = ()                       # modules and parameters of the stock model that train beside, as of `tune`
     refused = {}                    # family of trunks that the method cannot edit: why
     tunes_entries = False           # what it adds are entries of the trunk's own weights, at their rates
@@ -245,7 +246,7 @@ def build_method(method):
     if not isinstance(method, (str, dict, type(None))):
         raise ValueError(f"a method is a name or a dict, e.g. dict(type='E3VA', rank=8), not {str(method):.100}")
     options = dict(type=method) if isinstance(method, str) else dict(method or {})
-    also = options.pop('also', ())                                      # every method has it, see `tune`
+    also, train_input = options.pop('also', ()), options.pop('train_input', True)   # every method has them, see `tune`
     name = options.pop('type', None)
     if name is None:
         raise ValueError(f"no method is named in {method!r}; write method=dict(type='E3VA', rank=8)")
@@ -260,7 +261,10 @@ def build_method(method):
     unknown = [option for option in options if option not in known]
     if unknown:
         raise ValueError(f'method {name} has no option {unknown[0]!r}; it has: {", ".join(known)}')
-    return beside(kind(**options), also)
+    method = beside(kind(**options), also)
+    if not choice('train_input', train_input, (True, False)):
+        method.train_input = method.config['train_input'] = False
+    return method
 
 
 def beside(method, also):

@@ -32,6 +32,7 @@ class Family:
     BRANCHES = ('attn', 'mlp')
     AXIS = -1
     INSIDE = False                  # merges are skips of the next stage's first block, which does them itself
+    IN_PLACE = None                 # pattern of layers whose outputs the trunk changes in place
     SIZES = {}                      # options by which the constructor lets images have any size
     # Why VPT cannot put prompts among the tokens; None where it can ('windows': in each of them).
     NO_PROMPTS = 'its blocks do not attend to a plain sequence of tokens, in which prompts would have a place'
@@ -74,6 +75,11 @@ class Family:
     def like(self, block):
         """A parameter of the width, type and device of what a block gives out, (C,)."""
         return (block.norm1 if hasattr(block, 'norm1') else block.norm).weight
+
+    def size(self, trunk):
+        """The (height, width) that images must have; None where they may have any."""
+        embed = getattr(trunk, 'patch_embed', None)
+        return tuple(embed.img_size) if getattr(embed, 'strict_img_size', False) else None
 
     def names(self, block):
         """The branches that a block has, of 'attn' and 'mlp', in their order."""

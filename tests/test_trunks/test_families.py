@@ -15,6 +15,7 @@ from e3va.trunks.walk import by_blocks, through_block
 from tests.conftest import distance, projected, tensors
 
 ROPE = dict(embed_dim=48, depth=2, num_heads=2, img_size=48, patch_size=16)
+PYRAMID = dict(depths=(1, 1, 2, 1), embed_dim=16, num_heads=(1, 2, 2, 4))
 # name: (family, timm's name or OpenMMLab's type, options, size of the images)
 CASES = dict(
     dinov3=('eva', 'vit_small_patch16_dinov3', ROPE, (48, 48)),                 # no biases in qkv, register tokens
@@ -22,6 +23,23 @@ CASES = dict(
     pe=('eva', 'vit_pe_core_tiny_patch16_384', ROPE, (48, 48)),                 # norm in front, attention pooling
     rope_mixed=('eva', 'vit_small_patch16_rope_mixed_224', ROPE, (48, 48)),     # a table for each block
     eva_giant=('eva', 'eva_giant_patch14_224', dict(ROPE, patch_size=12), (48, 48)),    # norms behind the branches
+    beit=('beit', 'beit_base_patch16_224', dict(ROPE, drop_path_rate=0.3), (48, 48)),   # gammas, a table a block
+    beit_shared=('beit', 'beitv2_base_patch16_224', dict(                       # one table for all, SwiGLU with a norm
+        ROPE, use_rel_pos_bias=False, use_shared_rel_pos_bias=True, swiglu_mlp=True, scale_mlp=True), (48, 48)),
+    beit_plain=('beit', 'beit_base_patch16_224', dict(                          # no biases, no gammas, any grid
+        ROPE, img_size=(48, 32), use_rel_pos_bias=False, use_abs_pos_emb=True, init_values=None, qkv_bias=False,
+        global_pool='token'), (48, 32)),
+    swinv2=('swinv2_timm', 'swinv2_tiny_window8_256', dict(PYRAMID, img_size=64, window_size=4), (64, 64)),  # shifted
+    swinv2_odd=('swinv2_timm', 'swinv2_base_window12to16_192to256', dict(       # windows of another size in training
+        PYRAMID, img_size=64, window_size=3, dynamic_img_size=True, pretrained_window_sizes=(2, 2, 2, 1)), (68, 76)),
+    samvit=('vit_sam_timm', 'samvit_base_patch16', dict(                        # windows that pad, of 4 x 5 patches
+        ROPE, img_size=64, window_size=3, global_attn_indexes=(1,), neck_chans=16, drop_path_rate=0.3), (64, 80)),
+    samvit_rope=('vit_sam_timm', 'samvit_base_patch16', dict(                   # no neck, layer scale
+        ROPE, use_rel_pos=False, use_rope=True, window_size=2, global_attn_indexes=(1,), neck_chans=0, init_values=0.5,
+        ref_feat_shape=((3, 3), (2, 2))), (48, 48)),
+    pvt_v2=('pvt_v2', 'pvt_v2_b0', dict(                                        # keys and values pooled by convolutions
+        depths=(1, 1, 2, 1), embed_dims=(16, 16, 32, 32), num_heads=(1, 2, 2, 4), drop_path_rate=0.3), (61, 90)),
+    pvt_v2_li=('pvt_v2', 'pvt_v2_b2_li', dict(depths=(1, 1, 2, 1), embed_dims=(16, 16, 32, 32), num_heads=(1, 2, 2, 4)), (64, 64)),     # by averages
 )
 METHODS = dict(
     E3VA=dict(rank=2), LoRA=dict(rank=2), BitFit={}, SSF={}, Adapter=dict(rank=2), AdaptFormer=dict(rank=2),
@@ -57,9 +75,14 @@ def test_block_by_block(case):
     """The stock forward read branch by branch gives the stock outputs, bit for bit."""
     trunk, x = make(case), image(case)
     parts = FAMILIES[family_of(trunk)]
-    stock = getattr(trunk, parts.ENTRY(trunk))(x)
+    stock = getattr(trunk, parts.ENTRY(trunk))
     trunk.tuning = type('Tuning', (), dict(parts=parts))
-    assert distance(by_blocks(through_block, trunk, x), stock) == 0
+    for training in (False, True):                                      # where DropPath draws the same
+        trunk.train(training)
+        torch.manual_seed(1)
+        want = stock(x)
+        torch.manual_seed(1)
+        assert distance(by_blocks(through_block, trunk, x), want) == 0
 
 
 @pytest.mark.parametrize('method', METHODS)
