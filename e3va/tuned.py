@@ -38,7 +38,7 @@ class Tuning:
         prefix: of the trunk's names in the module that `tune` was given, by which `targets` and `also` name layers.
         also: names of the stock modules and entries that train beside the method.
         rest: entries of a whole model outside its backbone, which train as a head does; none where a trunk is tuned.
-        usual: what a method took by itself in a trunk of no known family, {name: layer}.
+        usual: what a method took by itself in a trunk of no known family, {name: stock layer}, until it is said.
     """
 
     method: Method
@@ -196,6 +196,7 @@ def tune(module, method, config=None, also=()):
     if tuning.usual:
         say(trunk, tuning.usual, sum(parameter.numel() for name, parameter in trunk.named_parameters()
                                      if parameter.requires_grad and name not in head and name not in tuning.also))
+        tuning.usual = None
     if config and not config.get('pretrained'):                         # a module that was given keeps what it has
         own = parts.out_norms(trunk) if parts else []
         trained = {name for name, parameter in trunk.named_parameters() if parameter.requires_grad}

@@ -33,8 +33,8 @@ def test_forward_and_merged(make, geometry):
     assert str(merged) == str(old)
 
 
-@pytest.mark.parametrize('kind', ['timm.layers:Conv2dSame',
-                                  'mmcv.cnn.bricks.conv2d_adaptive_padding:Conv2dAdaptivePadding'])
+@pytest.mark.parametrize('kind', [
+    'timm.layers:Conv2dSame', 'mmcv.cnn.bricks.conv2d_adaptive_padding:Conv2dAdaptivePadding'])
 @pytest.mark.parametrize('stride', [1, 2, 3])
 def test_layers_that_pad_themselves(kind, stride):
     import importlib
