@@ -1,4 +1,4 @@
-"""ViT of SAM in timm: maps (B, H, W, C) all through, attention in windows or whole, and a neck behind the last block."""
+"""ViT of SAM in timm: maps (B, H, W, C) all through, attention in windows or whole, and a neck at the end."""
 from functools import partial
 
 from .family import Branch

@@ -16,6 +16,7 @@ from tests.conftest import distance, projected, tensors
 
 ROPE = dict(embed_dim=48, depth=2, num_heads=2, img_size=48, patch_size=16)
 PYRAMID = dict(depths=(1, 1, 2, 1), embed_dim=16, num_heads=(1, 2, 2, 4))
+WIDTHS = dict(depths=(1, 1, 2, 1), embed_dims=(16, 16, 32, 32), num_heads=(1, 2, 2, 4))
 # name: (family, timm's name or OpenMMLab's type, options, size of the images)
 CASES = dict(
     dinov3=('eva', 'vit_small_patch16_dinov3', ROPE, (48, 48)),                 # no biases in qkv, register tokens
@@ -37,14 +38,16 @@ CASES = dict(
     samvit_rope=('vit_sam_timm', 'samvit_base_patch16', dict(                   # no neck, layer scale
         ROPE, use_rel_pos=False, use_rope=True, window_size=2, global_attn_indexes=(1,), neck_chans=0, init_values=0.5,
         ref_feat_shape=((3, 3), (2, 2))), (48, 48)),
-    pvt_v2=('pvt_v2', 'pvt_v2_b0', dict(                                        # keys and values pooled by convolutions
-        depths=(1, 1, 2, 1), embed_dims=(16, 16, 32, 32), num_heads=(1, 2, 2, 4), drop_path_rate=0.3), (61, 90)),
-    pvt_v2_li=('pvt_v2', 'pvt_v2_b2_li', dict(depths=(1, 1, 2, 1), embed_dims=(16, 16, 32, 32), num_heads=(1, 2, 2, 4)), (64, 64)),     # by averages
+    pvt_v2=('pvt_v2', 'pvt_v2_b0', dict(WIDTHS, drop_path_rate=0.3), (61, 90)),         # keys pooled by convolutions
+    pvt_v2_li=('pvt_v2', 'pvt_v2_b2_li', WIDTHS, (64, 64)),                     # by averages
+    tiny_vit=('tiny_vit', 'tiny_vit_5m_224', dict(WIDTHS, window_sizes=(4, 4, 3, 2), drop_path_rate=0.3), (61, 90)),
+    tiny_vit_whole=('tiny_vit', 'tiny_vit_21m_512', dict(                       # windows as large as the maps
+        WIDTHS, window_sizes=(16, 8, 4, 2), drop_path_rate=0.), (64, 64)),
 )
 METHODS = dict(
     E3VA=dict(rank=2), LoRA=dict(rank=2), BitFit={}, SSF={}, Adapter=dict(rank=2), AdaptFormer=dict(rank=2),
-    Mona=dict(rank=4), RepAdapter=dict(rank=2), LoRand=dict(rank=2), Compacter=dict(rank=4, n=2), Partial=dict(blocks=1),
-    NormTuning={}, VPT=dict(tokens=2), FacT=dict(rank=2), FourierFT=dict(n=20), MoRA=dict(rank=2),
+    Mona=dict(rank=4), RepAdapter=dict(rank=2), LoRand=dict(rank=2), Compacter=dict(rank=4, n=2),
+    Partial=dict(blocks=1), NormTuning={}, VPT=dict(tokens=2), FacT=dict(rank=2), FourierFT=dict(n=20), MoRA=dict(rank=2),
     GPS=dict(criterion='magnitude'), DMLoRA=dict(rank=2, branches=2))
 
 
