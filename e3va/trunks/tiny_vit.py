@@ -6,9 +6,9 @@ other blocks: what these do to the stream counts as output of the branch that th
 The outputs of a qkv layer lie q, k, v of the first head, q, k, v of the second, so that the three are no slices: what
 is said of one of these roles falls to the whole layer.
 """
+from .davit import attention, last
 from .family import Branch
 from .role import Role
-from .vit_sam_timm import windows
 
 CLASSES = ('timm.:TinyVit',)
 BLOCKS = ('timm.:TinyVitBlock', 'timm.models.tiny_vit:MBConv')
@@ -48,11 +48,7 @@ def run(block, x, shape):
 
 
 def branches(block, shape):
-    def last(run):
-        return lambda x: run(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
     if not hasattr(block, 'attn'):
         return dict(mlp=Branch(None, front=block))
-    return dict(attn=Branch(last(lambda x: windows(block, lambda x: block.attn(x.flatten(1, 2)).view_as(x), x)),
-                            block.drop_path1),
-                mlp=Branch(last(lambda x: block.mlp(x)), block.drop_path2, front=block.local_conv))
+    return dict(attn=Branch(last(lambda x: attention(block, block.window_size, x)), block.drop_path1),
+                mlp=Branch(last(block.mlp), block.drop_path2, front=block.local_conv))

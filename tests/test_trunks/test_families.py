@@ -30,7 +30,7 @@ CASES = dict(
     beit_plain=('beit', 'beit_base_patch16_224', dict(                          # no biases, no gammas, any grid
         ROPE, img_size=(48, 32), use_rel_pos_bias=False, use_abs_pos_emb=True, init_values=None, qkv_bias=False,
         global_pool='token'), (48, 32)),
-    swinv2=('swinv2_timm', 'swinv2_tiny_window8_256', dict(PYRAMID, img_size=64, window_size=4), (64, 64)),  # shifted
+    swinv2=('swinv2_timm', 'swinv2_tiny_window8_256', dict(PYRAMID, img_size=64, window_size=4), (64, 64)),
     swinv2_odd=('swinv2_timm', 'swinv2_base_window12to16_192to256', dict(       # windows of another size in training
         PYRAMID, img_size=64, window_size=3, dynamic_img_size=True, pretrained_window_sizes=(2, 2, 2, 1)), (68, 76)),
     samvit=('vit_sam_timm', 'samvit_base_patch16', dict(                        # windows that pad, of 4 x 5 patches
@@ -43,6 +43,9 @@ CASES = dict(
     tiny_vit=('tiny_vit', 'tiny_vit_5m_224', dict(WIDTHS, window_sizes=(4, 4, 3, 2), drop_path_rate=0.3), (61, 90)),
     tiny_vit_whole=('tiny_vit', 'tiny_vit_21m_512', dict(                       # windows as large as the maps
         WIDTHS, window_sizes=(16, 8, 4, 2), drop_path_rate=0.), (64, 64)),
+    davit=('davit', 'davit_tiny', dict(WIDTHS, window_size=3, drop_path_rate=0.3), (61, 90)),
+    davit_florence=('davit', 'davit_base_fl', dict(                             # another channel attention, a last norm
+        WIDTHS, window_size=4, cpe_act=True, head_norm_first=True), (64, 64)),
 )
 METHODS = dict(
     E3VA=dict(rank=2), LoRA=dict(rank=2), BitFit={}, SSF={}, Adapter=dict(rank=2), AdaptFormer=dict(rank=2),
@@ -55,7 +58,8 @@ def make(case, seed=0):
     """A small stock trunk; layers that start at zero are moved away from it, so that all of it counts."""
     _, kind, options, _ = CASES[case]
     torch.manual_seed(seed)
-    trunk = MODELS.build(dict(type=kind, **options)) if '.' in kind else timm.create_model(kind, num_classes=3, **options)
+    trunk = (MODELS.build(dict(type=kind, **options)) if '.' in kind else
+             timm.create_model(kind, num_classes=3, **options))
     with torch.no_grad():
         for parameter in trunk.parameters():
             if parameter.dim() and not parameter.any():
@@ -91,7 +95,7 @@ def test_block_by_block(case):
 @pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('case', CASES)
 def test_methods(case, method):
-    """Where a method takes the family: the stock output at the start, gradients for all that trains, frozen as it was."""
+    """Where a method takes a family: the stock output at the start, gradients of all that trains, the rest as it was."""
     stock, tuned = make(case), make(case)
     try:
         e3va.tune(tuned, dict(type=method, **METHODS[method]))
@@ -145,7 +149,7 @@ def test_highway(case, mode):
 
 @pytest.mark.parametrize('case', [case for case in CASES if '.' not in CASES[case][1]])
 def test_maps(case):
-    """TimmTrunk: maps for any neck, of the strides and channels that timm says, which are timm's own features normed."""
+    """TimmTrunk: maps for any neck, of the strides and channels that timm says."""
     _, kind, options, size = CASES[case]
     torch.manual_seed(0)
     trunk = MODELS.build(dict(type='e3va.TimmTrunk', name=kind, **options)).eval()
