@@ -17,6 +17,7 @@ from tests.conftest import distance, projected, tensors
 ROPE = dict(embed_dim=48, depth=2, num_heads=2, img_size=48, patch_size=16)
 PYRAMID = dict(depths=(1, 1, 2, 1), embed_dim=16, num_heads=(1, 2, 2, 4))
 WIDTHS = dict(depths=(1, 1, 2, 1), embed_dims=(16, 16, 32, 32), num_heads=(1, 2, 2, 4))
+DIMS = dict(depths=(1, 1, 2, 1), dims=(16, 16, 32, 32))
 # name: (family, timm's name or OpenMMLab's type, options, size of the images)
 CASES = dict(
     dinov3=('eva', 'vit_small_patch16_dinov3', ROPE, (48, 48)),                 # no biases in qkv, register tokens
@@ -46,20 +47,29 @@ CASES = dict(
     davit=('davit', 'davit_tiny', dict(WIDTHS, window_size=3, drop_path_rate=0.3), (61, 90)),
     davit_florence=('davit', 'davit_base_fl', dict(                             # another channel attention, a last norm
         WIDTHS, window_size=4, cpe_act=True, head_norm_first=True), (64, 64)),
+    convnext=('convnext', 'convnext_tiny.dinov3_lvd1689m', dict(DIMS, drop_path_rate=0.3), (64, 96)),
+    convnext_norm_first=('convnext', 'convnext_tiny_hnf', dict(DIMS, conv_mlp=True), (64, 64)),     # 1x1 convolutions
+    convnextv2=('convnext', 'convnextv2_atto', dict(DIMS, conv_mlp=False, drop_path_rate=0.3), (64, 96)),   # linears
+    convnextv2_conv=('convnext', 'convnextv2_atto', dict(DIMS, conv_mlp=True), (64, 64)),
+    convnext_rms=('convnext', 'convnext_zepto_rms_ols', DIMS, (64, 64)),        # a stem of two, norms without biases
 )
 METHODS = dict(
     E3VA=dict(rank=2), LoRA=dict(rank=2), BitFit={}, SSF={}, Adapter=dict(rank=2), AdaptFormer=dict(rank=2),
     Mona=dict(rank=4), RepAdapter=dict(rank=2), LoRand=dict(rank=2), Compacter=dict(rank=4, n=2),
-    Partial=dict(blocks=1), NormTuning={}, VPT=dict(tokens=2), FacT=dict(rank=2), FourierFT=dict(n=20), MoRA=dict(rank=2),
-    GPS=dict(criterion='magnitude'), DMLoRA=dict(rank=2, branches=2))
+    Partial=dict(blocks=1), NormTuning={}, VPT=dict(tokens=2), FacT=dict(rank=2), FourierFT=dict(n=20),
+    MoRA=dict(rank=2), GPS=dict(criterion='magnitude'), DMLoRA=dict(rank=2, branches=2))
+
+
+def of_timm(case):
+    return timm.is_model(CASES[case][1].partition('.')[0])
 
 
 def make(case, seed=0):
     """A small stock trunk; layers that start at zero are moved away from it, so that all of it counts."""
     _, kind, options, _ = CASES[case]
     torch.manual_seed(seed)
-    trunk = (MODELS.build(dict(type=kind, **options)) if '.' in kind else
-             timm.create_model(kind, num_classes=3, **options))
+    trunk = (timm.create_model(kind, num_classes=3, **options) if of_timm(case) else
+             MODELS.build(dict(type=kind, **options)))
     with torch.no_grad():
         for parameter in trunk.parameters():
             if parameter.dim() and not parameter.any():
@@ -95,7 +105,7 @@ def test_block_by_block(case):
 @pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('case', CASES)
 def test_methods(case, method):
-    """Where a method takes a family: the stock output at the start, gradients of all that trains, the rest as it was."""
+    """Where a method takes a family: the stock output at the start, gradients of what trains, the rest as it was."""
     stock, tuned = make(case), make(case)
     try:
         e3va.tune(tuned, dict(type=method, **METHODS[method]))
@@ -147,7 +157,7 @@ def test_highway(case, mode):
     assert cosine > {'exact': 1 - 1e-6, 'stream': 1 - 1e-6}.get(mode, 0.99)
 
 
-@pytest.mark.parametrize('case', [case for case in CASES if '.' not in CASES[case][1]])
+@pytest.mark.parametrize('case', filter(of_timm, CASES))
 def test_maps(case):
     """TimmTrunk: maps for any neck, of the strides and channels that timm says."""
     _, kind, options, size = CASES[case]
