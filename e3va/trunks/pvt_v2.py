@@ -1,4 +1,4 @@
-"""PVT v2 of timm: tokens (B, L, C) inside a stage, which ends in a norm of its own; merges are overlapping convolutions.
+"""PVT v2 of timm: tokens (B, L, C) inside a stage, which ends in a norm; merges are overlapping convolutions.
 
 `shape` is the grid with the norms of this stage and of the later ones beside it.
 """

@@ -1,4 +1,4 @@
-"""Swin V2 of timm: maps (B, H, W, C), norms behind the branches, merges at the start of a stage, one norm at the end."""
+"""Swin V2 of timm: maps (B, H, W, C), norms behind the branches, merges at a stage's start, one norm at the end."""
 from .family import Branch
 from .swin_timm import ROLES, SIZES, merges, run, stages, stem  # noqa: F401 in these it is the first Swin
 

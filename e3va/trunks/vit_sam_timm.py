@@ -1,4 +1,4 @@
-"""ViT of SAM in timm: maps (B, H, W, C) all through, attention in windows or whole, and a neck behind the last block."""
+"""ViT of SAM in timm: maps (B, H, W, C) all through, attention in windows or whole, and a neck at the end."""
 from functools import partial
 
 from .family import Branch
@@ -33,20 +33,20 @@ def run(block, x, shape):
 
 
 def branches(block, shape):
-    drop = block.drop_path1                                             # the stock block draws it for each window
-    if block.window_size > 0 and drop.training and hasattr(drop, 'drop_prob'):
-        drop = partial(windows, block, block.drop_path1)
-    return dict(attn=Branch(lambda x: windows(block, lambda x: block.ls1(block.attn(x)), block.norm1(x)), drop),
+    drop, size = block.drop_path1, block.window_size
+    if size > 0 and drop.training and hasattr(drop, 'drop_prob'):       # the stock block draws it for each window
+        drop = partial(windows, size, drop)
+    return dict(attn=Branch(lambda x: windows(size, lambda x: block.ls1(block.attn(x)), block.norm1(x)), drop),
                 mlp=Branch(lambda x: block.ls2(block.mlp(block.norm2(x))), block.drop_path2))
 
 
-def windows(block, run, x):
-    """run(x) in the windows of a block, if it has any."""
-    if block.window_size == 0:
+def windows(size, run, x):
+    """run(x) in windows of size x size of a map (B, H, W, C); 0: on all of it."""
+    if size == 0:
         return run(x)
     from timm.models.vision_transformer_sam import window_partition, window_unpartition
-    inside, padded = window_partition(x, block.window_size)
-    return window_unpartition(run(inside), block.window_size, x.shape[1:3], padded)
+    inside, padded = window_partition(x, size)
+    return window_unpartition(run(inside), size, x.shape[1:3], padded)
 
 
 def out_norms(trunk):
