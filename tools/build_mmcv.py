@@ -31,10 +31,11 @@ def jobs():
 
 
 def for_gpu():
-    """Whether mmcv's setup.py takes another way than the plain CPU's (FORCE_CUDA=1, MMCV_WITH_DIOPI=1, ...)."""
+    """Whether mmcv's setup.py builds for more than a CPU."""
     import torch
-    wanted = [name for name in os.environ if name.startswith(('FORCE_', 'MMCV_WITH_')) and os.environ[name] == '1']
-    return bool(wanted) or torch.cuda.is_available() or torch.backends.mps.is_available()
+    asked = [*(f'FORCE_{kind}' for kind in ('CUDA', 'MLU', 'MPS', 'MUSA', 'NPU')), 'MMCV_WITH_DIOPI']
+    return any(os.environ.get(name) == '1' for name in asked) or (
+        torch.cuda.is_available() or torch.backends.mps.is_available())
 
 
 def kept_folder():
@@ -78,7 +79,7 @@ def join(source, count):
 
 def build(source, out):
     """The wheel of `source`, in `out`."""
-    # Either replaces Python's own flags; torch passes CFLAGS on where it has ninja, setuptools CXXFLAGS where it has not.
+    # Either replaces Python's own flags. torch hands CFLAGS on where there is ninja, setuptools CXXFLAGS where not.
     flags = {name: f'{os.environ.get(name, sysconfig.get_config_var("CFLAGS"))} -g0' for name in ('CFLAGS', 'CXXFLAGS')}
     pip('wheel', '--verbose', '--no-deps', '--no-build-isolation', '--no-cache-dir', '--wheel-dir', out, source,
         MAX_JOBS=str(jobs()), **flags)
@@ -134,7 +135,7 @@ def main():
             tell('compiling joined sources', SECONDS['joined'])
             wheel = build_joined(args.constraint, joined)
         if not wheel:
-            why = "kernels for a GPU come on top" if for_gpu() else 'joined they do not compile here'
+            why = 'kernels for a GPU come on top' if for_gpu() else 'joined they do not compile here'
             tell(f"compiling mmcv's sources one by one ({why})", SECONDS['own'])
             wheel = build(fetch(args.constraint, own), own / 'out')
         kept.mkdir(parents=True, exist_ok=True)

@@ -101,6 +101,21 @@ def test_for_a_gpu_it_is_mmcvs_own_build_and_that_is_said(script, monkeypatch, t
     assert 'one by one (kernels for a GPU come on top)' in capsys.readouterr().out
 
 
+def test_a_gpu_is_found_or_asked_for(script, monkeypatch):
+    import torch
+    for name in ('FORCE_CUDA', 'FORCE_MLU', 'FORCE_MPS', 'FORCE_MUSA', 'FORCE_NPU', 'MMCV_WITH_DIOPI'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('FORCE_COLOR', '1')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
+    assert not script.for_gpu()
+    monkeypatch.setenv('FORCE_CUDA', '1')
+    assert script.for_gpu()
+    monkeypatch.delenv('FORCE_CUDA')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    assert script.for_gpu()
+
+
 @pytest.mark.parametrize('given', [None, '-O2 -march=native'])
 def test_debug_information_is_never_built(script, monkeypatch, tmp_path, given):
     calls = []
