@@ -1,4 +1,4 @@
-"""When DMLoRA draws, halves and changes its stage; `methods/dmlora.py` says how."""
+"""When DMLoRA draws, halves and changes its stage; `e3va/dmlora/method.py` says how."""
 from mmengine.dist import broadcast_object_list
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.model import is_model_wrapper
