@@ -33,7 +33,7 @@ def test_refusals(trunk, method, changes, words):
 def test_timm_refusals():
     for options, words in [(dict(name='swin_tinny_patch4_window7_224'), 'no model.*swin_tiny'),
                            (dict(name='resnet18'), 'TimmTrunk gives maps of the families .*resnet18'),
-                           (dict(name='vit_relpos_small_patch16_224'), 'cannot build .*: .*plain ViT, Swin'),
+                           (dict(name='vit_relpos_small_patch16_224'), 'is a VisionTransformerRelPos, of none of them'),
                            (dict(name='vit_tiny_patch16_224', out_indices=(12,)), '12 blocks')]:
         with pytest.raises(ValueError, match=words):
             MODELS.build(dict(type='e3va.Tuned', trunk='e3va.TimmTrunk', method='E3VA', **options))

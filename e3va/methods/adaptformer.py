@@ -12,7 +12,7 @@ from torch import nn
 from ..layers import Bottleneck, served
 from ..layers.quantised import BITS
 from ..registry import METHODS
-from ..trunks import norm_of, used
+from ..trunks import used
 from ..trunks.walk import by_blocks, reroute, through_branch
 from .base import Method, choice, integer, number
 
@@ -54,9 +54,9 @@ class AdaptFormer(Method):
             raise ValueError("branches is empty: name 'attn', 'mlp' or both")
 
     def apply(self, trunk, parts):
-        names = [name for name in parts.BRANCHES if name in self.branches] or parts.BRANCHES
         for block in (block for stage in used(trunk) for block in stage):
-            like = norm_of(block).weight
+            like, names = parts.like(block), parts.names(block)
+            names = [name for name in names if name in self.branches] or names
             block.adaptformer = nn.ModuleDict({name: self.make(like.numel()) for name in names}).to(like)
         reroute(trunk, parts, partial(by_blocks, through))
 
@@ -68,7 +68,7 @@ class AdaptFormer(Method):
 def through(parts, stage, j, block, x, shape):
     """The stock block with the bottlenecks beside its branches."""
     units = served(block.adaptformer)
-    for name in parts.BRANCHES:
+    for name in parts.names(block):
         behind = through_branch(parts, name, block, x, shape)
         if name in units:
             behind = behind + units[name](x.movedim(parts.AXIS, -1)).movedim(-1, parts.AXIS)

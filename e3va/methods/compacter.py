@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..registry import METHODS
-from ..trunks import norm_of, used
+from ..trunks import used
 from ..trunks.walk import checkpoint_once
 from .base import Method, follow, integer, role_names
 
@@ -91,7 +91,7 @@ class Compacter(Method):
         self.roles = role_names(roles)
 
     def apply(self, trunk, parts):
-        shared = Rule(self.n, self.learn_rule).to(norm_of(used(trunk)[0][0]).weight)
+        shared = Rule(self.n, self.learn_rule).to(parts.like(used(trunk)[0][0]))
         follow(trunk, parts, self.roles, lambda width: self.make(width, shared))
         trunk.compacter = shared
         checkpoint_once(trunk, parts)

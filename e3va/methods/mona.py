@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..registry import METHODS
-from ..trunks import norm_of, used
+from ..trunks import used
 from ..trunks.walk import by_blocks, reroute, through_branch
 from .base import Method, integer, number
 
@@ -58,8 +58,9 @@ class MonaLayer(nn.Module):
         """f + mean of the convolutions on a map; prefix tokens (class, registers) have no place there and stay f."""
         if f.dim() == 4:
             return f + self.mean(f)
-        prefix, patches = f.split([f.shape[1] - math.prod(shape), math.prod(shape)], dim=1)
-        patches = patches + self.mean(patches.unflatten(1, tuple(shape))).flatten(1, 2)
+        height, width = shape[:2]                                       # a rotary table may stand behind them
+        prefix, patches = f.split([f.shape[1] - height * width, height * width], dim=1)
+        patches = patches + self.mean(patches.unflatten(1, (height, width))).flatten(1, 2)
         return torch.cat([prefix, patches], dim=1)
 
     def mean(self, maps):
@@ -95,20 +96,20 @@ class Mona(Method):
         self.dropout = number('dropout', dropout, 0, 1)
 
     def apply(self, trunk, parts):
-        if not isinstance(getattr(trunk, 'patch_drop', nn.Identity()), nn.Identity):
+        if not isinstance(getattr(trunk, 'patch_drop', None), (nn.Identity, type(None))):
             raise ValueError('Mona convolves the whole map, but this trunk drops patches in training: build it with '
                              'patch_drop_rate=0')
         for block in (block for stage in used(trunk) for block in stage):
-            like = norm_of(block).weight
+            like = parts.like(block)
             rank = integer('rank', self.rank, high=like.numel())
             block.mona = nn.ModuleDict({name: MonaLayer(like.numel(), rank, self.dropout)
-                                        for name in parts.BRANCHES}).to(like)
+                                        for name in parts.names(block)}).to(like)
         reroute(trunk, parts, partial(by_blocks, through))
 
 
 def through(parts, stage, j, block, x, shape):
     """The stock block with an adapter behind each branch."""
-    for name in parts.BRANCHES:
+    for name in parts.names(block):
         x = through_branch(parts, name, block, x, shape)
         x = block.mona[name](x.movedim(parts.AXIS, -1), shape).movedim(-1, parts.AXIS)
     return x

@@ -73,7 +73,8 @@ class SSF(Method):
                 channels = module.weight.shape[:1]
                 module.scale = nn.Parameter(torch.normal(1., 0.02, channels).to(module.weight))
                 module.shift = nn.Parameter(torch.normal(0., 0.02, channels).to(module.weight))
-                rebind(module, 'forward', scaled if parts else scaled_for_any)
+                keeps = parts and not (parts.IN_PLACE and re.fullmatch(parts.IN_PLACE, name))
+                rebind(module, 'forward', scaled if keeps else scaled_for_any)
                 rebind(module, 'merged', merged)
 
 

@@ -24,12 +24,28 @@ need to know besides, e.g. the height and width in patches):
 """
 import re
 
-from . import convnext, eva, swin_mm, swin_timm, vit_mm, vit_sam, vit_timm
+from . import (
+    beit,
+    convnext,
+    davit,
+    eva,
+    pvt_v2,
+    swin_mm,
+    swin_timm,
+    swinv2_timm,
+    tiny_vit,
+    vit_mm,
+    vit_sam,
+    vit_sam_timm,
+    vit_timm,
+)
 from .family import Branch, Family, OfTimm
 from .role import Role, stock
 
 FAMILIES = dict(swin_mm=Family(swin_mm), swin_timm=OfTimm(swin_timm), vit_mm=Family(vit_mm),
-                vit_timm=OfTimm(vit_timm), vit_sam=Family(vit_sam), convnext=Family(convnext), eva=OfTimm(eva))
+                vit_timm=OfTimm(vit_timm), vit_sam=Family(vit_sam), convnext=Family(convnext), eva=OfTimm(eva),
+                beit=OfTimm(beit), swinv2_timm=OfTimm(swinv2_timm), vit_sam_timm=OfTimm(vit_sam_timm),
+                pvt_v2=OfTimm(pvt_v2), tiny_vit=OfTimm(tiny_vit), davit=OfTimm(davit))
 
 
 def family_of(trunk):

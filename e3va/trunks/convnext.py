@@ -25,7 +25,8 @@ def of_timm(trunk):
 def out_norms(trunk):
     if ENTRY(trunk) == 'forward':
         return [f'norm{i}' for i in sorted(trunk.out_indices)]
-    return [name for name in ('norm_pre', 'head.norm') if any(True for _ in trunk.get_submodule(name).parameters())]
+    modules = dict(trunk.named_modules())                               # a head behind norm_pre has none of its own
+    return [name for name in ('norm_pre', 'head.norm') if name in modules and [*modules[name].parameters()]]
 
 
 def ENTRY(trunk):

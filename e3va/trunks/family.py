@@ -7,17 +7,20 @@ from .role import stock
 
 @dataclasses.dataclass(frozen=True)
 class Branch:
-    """A residual branch of a block, x' = skip(x) + drop(run(x)).
+    """A residual branch of a block, x' = skip(y) + drop(run(y)) with y = front(x).
 
     Attributes:
-        run: x -> what the branch gives, its layer scale included.
+        run: y -> what the branch gives, its layer scale included. None: the front is all that there is.
         drop: its DropPath (or Identity), or None.
-        skip: x -> what it is added to, where that is not x itself: a block that pools, or changes the width.
+        skip: y -> what it is added to, where that is not y itself: a block that pools, or changes the width.
+        front: x -> y, what stands on the stream in front of the branch, y - x not being a branch of its own: a
+            convolution of positions. That change counts as output of the branch, so that the outputs add up to x'.
     """
 
-    run: Callable
+    run: Optional[Callable]
     drop: Optional[Callable] = None
     skip: Optional[Callable] = None
+    front: Optional[Callable] = None
 
 
 class Family:
@@ -32,6 +35,7 @@ class Family:
     BRANCHES = ('attn', 'mlp')
     AXIS = -1
     INSIDE = False                  # merges are skips of the next stage's first block, which does them itself
+    IN_PLACE = None                 # pattern of layers whose outputs the trunk changes in place
     SIZES = {}                      # options by which the constructor lets images have any size
     # Why VPT cannot put prompts among the tokens; None where it can ('windows': in each of them).
     NO_PROMPTS = 'its blocks do not attend to a plain sequence of tokens, in which prompts would have a place'
@@ -75,6 +79,11 @@ class Family:
         """A parameter of the width, type and device of what a block gives out, (C,)."""
         return (block.norm1 if hasattr(block, 'norm1') else block.norm).weight
 
+    def size(self, trunk):
+        """The (height, width) that images must have; None where they may have any."""
+        embed = getattr(trunk, 'patch_embed', None)
+        return tuple(embed.img_size) if getattr(embed, 'strict_img_size', False) else None
+
     def names(self, block):
         """The branches that a block has, of 'attn' and 'mlp', in their order."""
         return self.BRANCHES
@@ -93,14 +102,23 @@ class Family:
 
     def through(self, name, block, x, shape):
         """x behind a branch, for those who do not ask for the branch's own output."""
-        return (self.attend if name == 'attn' else self.feed)(block, x, shape, 'after')[1]
+        return (self.attend if name == 'attn' else self.feed)(block, x, shape, None)[1]
 
     def read(self, name, block, x, shape, tap='before'):
-        """(f, x'): a branch's output before or after its DropPath, and what the block has behind it."""
+        """(f, x'): a branch's output before or after its DropPath, and what the block has behind it.
+
+        With the tap None only x' is asked for.
+        """
         branch = self.branches(block, shape)[name]
-        f = branch.run(x)
+        y = x if branch.front is None else branch.front(x)
+        change = y - x if branch.front and tap else None
+        if branch.run is None:
+            return change, y
+        f = branch.run(y)
         moved = f if branch.drop is None else branch.drop(f)
-        return (moved if tap == 'after' else f), (x if branch.skip is None else branch.skip(x)) + moved
+        behind = (y if branch.skip is None else branch.skip(y)) + moved
+        f = moved if tap == 'after' else f
+        return (f if change is None else f + change), behind
 
 
 class OfTimm(Family):
@@ -111,6 +129,7 @@ class OfTimm(Family):
 
     ENTRY_OF = 'forward_features'
     HEAD = r'head(\..*)?'
+    NORMS = ('norm', 'fc_norm')     # the last norms, where the trunk has them
 
     def ENTRY(self, trunk):
         return 'forward' if self.gives_maps(trunk) else 'forward_features'
@@ -127,8 +146,8 @@ class OfTimm(Family):
     def out_norms(self, trunk):
         if self.gives_maps(trunk):
             return [f'norm{i}' for i in trunk.out_indices]
-        norms = [name for name in ('norm', 'fc_norm') if hasattr(trunk, name)]
-        return [name for name in norms if any(True for _ in getattr(trunk, name).parameters())]
+        modules = dict(trunk.named_modules())
+        return [name for name in self.NORMS if name in modules and any(True for _ in modules[name].parameters())]
 
     def emit(self, trunk, tap, x, shape):
         if not self.gives_maps(trunk):
@@ -139,11 +158,11 @@ class OfTimm(Family):
 
     def spread(self, trunk, x, shape):
         """Tokens as a map with channels last, (B, h, w, C)."""
-        return x
+        return x.movedim(self.AXIS, -1)
 
     def end(self, trunk, x):
         """What `forward_features` does behind the last block."""
-        return trunk.norm(x)
+        return trunk.norm(x) if hasattr(trunk, 'norm') else x
 
     def pack(self, trunk, outs):
         return tuple(outs) if self.gives_maps(trunk) else outs[0]

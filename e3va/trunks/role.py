@@ -30,7 +30,7 @@ def branch(run, drop, tap):
 
     DropPath draws anew at each call, so the branch runs without it and it is called once, outside.
     """
-    if tap == 'after' or drop is None or not drop.training:
+    if tap != 'before' or drop is None or not drop.training:
         out = run()
         return out, out
     drop.training = False

@@ -1,4 +1,5 @@
 """timm trunks for mm necks and heads: NCHW maps at `out_indices`, each behind a norm of its own."""
+import logging
 import sys
 
 from torch import nn
@@ -15,7 +16,8 @@ def TimmTrunk(name, out_indices=None, norm_eps=1e-5, with_cp=False, pretrained=F
 
     Beside timm's names there is a `norm{i}` for each output, as in mmdet's Swin. What lies behind the last output is
     left out, timm's own last norm too, as by timm's `prune_intermediate_layers`.
-    Images of any size are taken: they are padded to whole patches, a ViT's position embedding is resized.
+    Images of any size are taken: they are padded to whole patches, a ViT's position embedding is resized. Where a
+    family cannot (BEiT's tables of positions), a warning names the size that it is built for; `img_size` sets it.
 
     Args:
         name (str): timm's name of the model, e.g. 'swin_base_patch4_window7_224'.
@@ -57,7 +59,12 @@ def TimmTrunk(name, out_indices=None, norm_eps=1e-5, with_cp=False, pretrained=F
     for i, width in zip(trunk.out_indices, trunk.channels):
         trunk.add_module(f'norm{i}', nn.LayerNorm(width, eps=norm_eps))
     trunk.prune_intermediate_layers(list(trunk.out_indices), prune_norm=True, prune_head=True)
-    if hasattr(getattr(trunk, 'patch_embed', None), 'dynamic_img_pad'):
+    size = parts.size(trunk)
+    if size:
+        from mmengine.logging import print_log  # slow to import, and not for timm users
+        print_log(f'{name} takes images of {size[0]} x {size[1]} alone: resize, crop or pad them to that, or give '
+                  'another size by img_size=(height, width)', 'current', logging.WARNING)
+    elif hasattr(getattr(trunk, 'patch_embed', None), 'dynamic_img_pad'):
         trunk.patch_embed.dynamic_img_pad = True
     if family == 'convnext':
         trunk.head = nn.Identity()                          # it keeps a norm, which nothing here would train

@@ -74,7 +74,7 @@ def by_blocks(through, trunk, image, **options):
 
 def through_block(parts, stage, j, block, x, shape):
     """x behind a block, as the stock block has it."""
-    for name in parts.BRANCHES:
+    for name in parts.names(block):
         x = through_branch(parts, name, block, x, shape)
     return x
 

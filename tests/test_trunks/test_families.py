@@ -15,6 +15,9 @@ from e3va.trunks.walk import by_blocks, through_block
 from tests.conftest import distance, projected, tensors
 
 ROPE = dict(embed_dim=48, depth=2, num_heads=2, img_size=48, patch_size=16)
+PYRAMID = dict(depths=(1, 1, 2, 1), embed_dim=16, num_heads=(1, 2, 2, 4))
+WIDTHS = dict(depths=(1, 1, 2, 1), embed_dims=(16, 16, 32, 32), num_heads=(1, 2, 2, 4))
+DIMS = dict(depths=(1, 1, 2, 1), dims=(16, 16, 32, 32))
 # name: (family, timm's name or OpenMMLab's type, options, size of the images)
 CASES = dict(
     dinov3=('eva', 'vit_small_patch16_dinov3', ROPE, (48, 48)),                 # no biases in qkv, register tokens
@@ -22,19 +25,51 @@ CASES = dict(
     pe=('eva', 'vit_pe_core_tiny_patch16_384', ROPE, (48, 48)),                 # norm in front, attention pooling
     rope_mixed=('eva', 'vit_small_patch16_rope_mixed_224', ROPE, (48, 48)),     # a table for each block
     eva_giant=('eva', 'eva_giant_patch14_224', dict(ROPE, patch_size=12), (48, 48)),    # norms behind the branches
+    beit=('beit', 'beit_base_patch16_224', dict(ROPE, drop_path_rate=0.3), (48, 48)),   # gammas, a table a block
+    beit_shared=('beit', 'beitv2_base_patch16_224', dict(                       # one table for all, SwiGLU with a norm
+        ROPE, use_rel_pos_bias=False, use_shared_rel_pos_bias=True, swiglu_mlp=True, scale_mlp=True), (48, 48)),
+    beit_plain=('beit', 'beit_base_patch16_224', dict(                          # no biases, no gammas, any grid
+        ROPE, img_size=(48, 32), use_rel_pos_bias=False, use_abs_pos_emb=True, init_values=None, qkv_bias=False,
+        global_pool='token'), (48, 32)),
+    swinv2=('swinv2_timm', 'swinv2_tiny_window8_256', dict(PYRAMID, img_size=64, window_size=4), (64, 64)),
+    swinv2_odd=('swinv2_timm', 'swinv2_base_window12to16_192to256', dict(       # windows of another size in training
+        PYRAMID, img_size=64, window_size=3, dynamic_img_size=True, pretrained_window_sizes=(2, 2, 2, 1)), (68, 76)),
+    samvit=('vit_sam_timm', 'samvit_base_patch16', dict(                        # windows that pad, of 4 x 5 patches
+        ROPE, img_size=64, window_size=3, global_attn_indexes=(1,), neck_chans=16, drop_path_rate=0.3), (64, 80)),
+    samvit_rope=('vit_sam_timm', 'samvit_base_patch16', dict(                   # no neck, layer scale
+        ROPE, use_rel_pos=False, use_rope=True, window_size=2, global_attn_indexes=(1,), neck_chans=0, init_values=0.5,
+        ref_feat_shape=((3, 3), (2, 2))), (48, 48)),
+    pvt_v2=('pvt_v2', 'pvt_v2_b0', dict(WIDTHS, drop_path_rate=0.3), (61, 90)),         # keys pooled by convolutions
+    pvt_v2_li=('pvt_v2', 'pvt_v2_b2_li', WIDTHS, (64, 64)),                     # by averages
+    tiny_vit=('tiny_vit', 'tiny_vit_5m_224', dict(WIDTHS, window_sizes=(4, 4, 3, 2), drop_path_rate=0.3), (61, 90)),
+    tiny_vit_whole=('tiny_vit', 'tiny_vit_21m_512', dict(                       # windows as large as the maps
+        WIDTHS, window_sizes=(16, 8, 4, 2), drop_path_rate=0.), (64, 64)),
+    davit=('davit', 'davit_tiny', dict(WIDTHS, window_size=3, drop_path_rate=0.3), (61, 90)),
+    davit_florence=('davit', 'davit_base_fl', dict(                             # another channel attention, a last norm
+        WIDTHS, window_size=4, cpe_act=True, head_norm_first=True), (64, 64)),
+    convnext=('convnext', 'convnext_tiny.dinov3_lvd1689m', dict(DIMS, drop_path_rate=0.3), (64, 96)),
+    convnext_norm_first=('convnext', 'convnext_tiny_hnf', dict(DIMS, conv_mlp=True), (64, 64)),     # 1x1 convolutions
+    convnextv2=('convnext', 'convnextv2_atto', dict(DIMS, conv_mlp=False, drop_path_rate=0.3), (64, 96)),   # linears
+    convnextv2_conv=('convnext', 'convnextv2_atto', dict(DIMS, conv_mlp=True), (64, 64)),
+    convnext_rms=('convnext', 'convnext_zepto_rms_ols', DIMS, (64, 64)),        # a stem of two, norms without biases
 )
 METHODS = dict(
     E3VA=dict(rank=2), LoRA=dict(rank=2), BitFit={}, SSF={}, Adapter=dict(rank=2), AdaptFormer=dict(rank=2),
-    Mona=dict(rank=4), RepAdapter=dict(rank=2), LoRand=dict(rank=2), Compacter=dict(rank=4, n=2), Partial=dict(blocks=1),
-    NormTuning={}, VPT=dict(tokens=2), FacT=dict(rank=2), FourierFT=dict(n=20), MoRA=dict(rank=2),
-    GPS=dict(criterion='magnitude'), DMLoRA=dict(rank=2, branches=2))
+    Mona=dict(rank=4), RepAdapter=dict(rank=2), LoRand=dict(rank=2), Compacter=dict(rank=4, n=2),
+    Partial=dict(blocks=1), NormTuning={}, VPT=dict(tokens=2), FacT=dict(rank=2), FourierFT=dict(n=20),
+    MoRA=dict(rank=2), GPS=dict(criterion='magnitude'), DMLoRA=dict(rank=2, branches=2))
+
+
+def of_timm(case):
+    return timm.is_model(CASES[case][1].partition('.')[0])
 
 
 def make(case, seed=0):
     """A small stock trunk; layers that start at zero are moved away from it, so that all of it counts."""
     _, kind, options, _ = CASES[case]
     torch.manual_seed(seed)
-    trunk = MODELS.build(dict(type=kind, **options)) if '.' in kind else timm.create_model(kind, num_classes=3, **options)
+    trunk = (timm.create_model(kind, num_classes=3, **options) if of_timm(case) else
+             MODELS.build(dict(type=kind, **options)))
     with torch.no_grad():
         for parameter in trunk.parameters():
             if parameter.dim() and not parameter.any():
@@ -57,15 +92,20 @@ def test_block_by_block(case):
     """The stock forward read branch by branch gives the stock outputs, bit for bit."""
     trunk, x = make(case), image(case)
     parts = FAMILIES[family_of(trunk)]
-    stock = getattr(trunk, parts.ENTRY(trunk))(x)
+    stock = getattr(trunk, parts.ENTRY(trunk))
     trunk.tuning = type('Tuning', (), dict(parts=parts))
-    assert distance(by_blocks(through_block, trunk, x), stock) == 0
+    for training in (False, True):                                      # where DropPath draws the same
+        trunk.train(training)
+        torch.manual_seed(1)
+        want = stock(x)
+        torch.manual_seed(1)
+        assert distance(by_blocks(through_block, trunk, x), want) == 0
 
 
 @pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('case', CASES)
 def test_methods(case, method):
-    """Where a method takes the family: the stock output at the start, gradients for all that trains, frozen as it was."""
+    """Where a method takes a family: the stock output at the start, gradients of what trains, the rest as it was."""
     stock, tuned = make(case), make(case)
     try:
         e3va.tune(tuned, dict(type=method, **METHODS[method]))
@@ -117,9 +157,9 @@ def test_highway(case, mode):
     assert cosine > {'exact': 1 - 1e-6, 'stream': 1 - 1e-6}.get(mode, 0.99)
 
 
-@pytest.mark.parametrize('case', [case for case in CASES if '.' not in CASES[case][1]])
+@pytest.mark.parametrize('case', filter(of_timm, CASES))
 def test_maps(case):
-    """TimmTrunk: maps for any neck, of the strides and channels that timm says, which are timm's own features normed."""
+    """TimmTrunk: maps for any neck, of the strides and channels that timm says."""
     _, kind, options, size = CASES[case]
     torch.manual_seed(0)
     trunk = MODELS.build(dict(type='e3va.TimmTrunk', name=kind, **options)).eval()

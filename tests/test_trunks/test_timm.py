@@ -46,10 +46,20 @@ def test_classifiers(name, method):
     assert report['head'] == sum(p.numel() for key, p in stock.named_parameters() if key.startswith('head'))
 
 
-@pytest.mark.parametrize('name', ['vit_relpos_small_patch16_224', 'convit_tiny', 'swinv2_tiny_window8_256'])
+@pytest.mark.parametrize('name', ['vit_relpos_small_patch16_224', 'convit_tiny', 'twins_svt_small'])
 def test_other_architectures_are_refused(name):
     with pytest.raises(ValueError, match='does not know the trunk'):
         e3va.tune(timm.create_model(name, num_classes=0), 'E3VA')
+
+
+@pytest.mark.parametrize('name, options, fixed', [
+    ('beit_base_patch16_224', dict(SMALL, img_size=(48, 32)), '48 x 32'),
+    ('vit_small_patch14_reg4_dinov2', dict(SMALL, img_size=56), None)])
+def test_a_fixed_size_is_named_at_build(name, options, fixed, capfd):
+    del (options := dict(options))['num_classes']
+    MODELS.build(dict(type='e3va.TimmTrunk', name=name, **options))
+    said = [line for line in ''.join(capfd.readouterr()).splitlines() if 'takes images of' in line]
+    assert len(said) == (fixed is not None) and all(fixed in line for line in said)
 
 
 @pytest.mark.parametrize('size', [(56, 56), (57, 83)])
