@@ -136,7 +136,7 @@ install_mmcv() {
 install_e3va() {
     pip_install --no-deps --no-build-isolation --editable "$1" || return
     rm -f "$packages"/torchvision_first.*
-    (cd / && "$python" -c 'import torchvision') && return
+    (cd / && "$python" -c 'import timm') && return                # as it imports torchvision
     cp "$1/tools/misc/torchvision_first.py" "$packages" &&
         echo 'import torchvision_first' >"$packages/torchvision_first.pth"
 }
