@@ -75,7 +75,7 @@ def check_channels(cfg):
     # the stock preprocessors would take the first three channels and drop the others, or find no third
     turned = [name for name in ('bgr_to_rgb', 'rgb_to_bgr', 'to_rgb') if given.get(name)]
     if turned and channels != RGB:
-        raise ValueError(f'{key}.{turned[0]}=True turns the three channels of RGB around, and the backbone takes images '
+        raise ValueError(f'{key}.{turned[0]}=True turns the channels of RGB around, and the backbone takes images '
                          f'of {channels}: set it to False')
 
 
