@@ -18,6 +18,7 @@ ROPE = dict(embed_dim=48, depth=2, num_heads=2, img_size=48, patch_size=16)
 PYRAMID = dict(depths=(1, 1, 2, 1), embed_dim=16, num_heads=(1, 2, 2, 4))
 WIDTHS = dict(depths=(1, 1, 2, 1), embed_dims=(16, 16, 32, 32), num_heads=(1, 2, 2, 4))
 DIMS = dict(depths=(1, 1, 2, 1), dims=(16, 16, 32, 32))
+STAGES = dict(embed_dims=8, num_layers=(1, 1, 2, 1), num_heads=(1, 2, 2, 4))
 # name: (family, timm's name or OpenMMLab's type, options, size of the images)
 CASES = dict(
     dinov3=('eva', 'vit_small_patch16_dinov3', ROPE, (48, 48)),                 # no biases in qkv, register tokens
@@ -52,6 +53,12 @@ CASES = dict(
     convnextv2=('convnext', 'convnextv2_atto', dict(DIMS, conv_mlp=False, drop_path_rate=0.3), (64, 96)),   # linears
     convnextv2_conv=('convnext', 'convnextv2_atto', dict(DIMS, conv_mlp=True), (64, 64)),
     convnext_rms=('convnext', 'convnext_zepto_rms_ols', DIMS, (64, 64)),        # a stem of two, norms without biases
+    mit=('pvt_mm', 'mmseg.MixVisionTransformer', dict(STAGES, drop_path_rate=0.3), (61, 90)),
+    mit_partial=('pvt_mm', 'mmseg.MixVisionTransformer', dict(STAGES, out_indices=(0, 2), qkv_bias=False), (64, 64)),
+    pvt=('pvt_mm', 'mmdet.PyramidVisionTransformer', dict(STAGES, pretrain_img_size=64), (64, 96)),     # positions
+    pvt_norms=('pvt_mm', 'mmdet.PyramidVisionTransformer', dict(
+        STAGES, pretrain_img_size=64, norm_after_stage=True, use_conv_ffn=True), (64, 64)),
+    pvt_v2_mm=('pvt_mm', 'mmdet.PyramidVisionTransformerV2', dict(STAGES, drop_path_rate=0.3), (61, 90)),
 )
 METHODS = dict(
     E3VA=dict(rank=2), LoRA=dict(rank=2), BitFit={}, SSF={}, Adapter=dict(rank=2), AdaptFormer=dict(rank=2),
