@@ -22,6 +22,19 @@ class Branch:
     skip: Optional[Callable] = None
     front: Optional[Callable] = None
 
+    @classmethod
+    def around(cls, run, drop):
+        """A branch whose run calls its DropPath itself, as its last step (OpenMMLab's attention and MLP)."""
+        def without(x):
+            if drop is None or not drop.training:
+                return run(x)
+            drop.training = False
+            try:
+                return run(x)
+            finally:
+                drop.training = True
+        return cls(without, drop)
+
 
 class Family:
     """A family by the names in its file, which stand before the defaults here.

@@ -1,10 +1,9 @@
-"""MiT of mmsegmentation (SegFormer), PVT and PVT v2 of mmdet: tokens (B, L, C); a stage is embedding, blocks, norm.
+"""MiT of mmsegmentation, PVT and PVT v2 of mmdet: tokens (B, L, C); a stage is (embedding, blocks, norm).
 
-`shape` is the grid with this stage and the later ones beside it. Attention is torch's MultiheadAttention, which reads
-its weights past any layer in their place, and the MLPs are convolutions of 1x1.
+`shape` is the grid with this stage and the later ones beside it. torch computes the attention past any layer.
 """
 from .family import Branch
-from .role import Role, undropped
+from .role import Role
 
 CLASSES = ('mmseg.:MixVisionTransformer', 'mmdet.:PyramidVisionTransformer')
 BLOCKS = ('mmseg.models.backbones.mit:TransformerEncoderLayer', 'mmdet.:PVTEncoderLayer')
@@ -28,26 +27,18 @@ def stem(trunk, image):
 def embed(module, image, later):
     """Tokens of an image or a map, with the position embedding that a stage of PVT has in front of its blocks."""
     x, size = module(image)
-    for position in later[0][1]:
-        if not hasattr(position, 'attn'):
-            x = position(x, size)
+    for position in (module for module in later[0][1] if not hasattr(module, 'attn')):
+        x = position(x, size)
     return x, (*size, later)
 
 
 def branches(block, shape):
-    drops = block.attn.dropout_layer, block.ffn.dropout_layer           # either adds its own identity, here zero
-    return dict(
-        attn=Branch(undropped(lambda x: block.attn(block.norm1(x), shape[:2], identity=0.), drops[0]), drops[0]),
-        mlp=Branch(undropped(lambda x: block.ffn(block.norm2(x), shape[:2], identity=0.), drops[1]), drops[1]))
-
-
-def ended(x, shape):
-    """The map (B, C, H, W) that a stage gives out."""
-    return shape[2][0][2](x).transpose(1, 2).unflatten(2, shape[:2]).contiguous()
+    return dict(attn=Branch.around(lambda x: block.attn(block.norm1(x), shape[:2], 0.), block.attn.dropout_layer),
+                mlp=Branch.around(lambda x: block.ffn(block.norm2(x), shape[:2], 0.), block.ffn.dropout_layer))
 
 
 def merge(module, x, shape):
-    return embed(module, ended(x, shape), shape[2][1:])
+    return embed(module, emit(None, None, x, shape), shape[2][1:])
 
 
 def out_norms(trunk):
@@ -61,7 +52,7 @@ def idle_norms(trunk):
 
 
 def emit(trunk, tap, x, shape):
-    return ended(x, shape)
+    return shape[2][0][2](x).transpose(1, 2).unflatten(2, shape[:2]).contiguous()
 
 
 def pack(trunk, outs):

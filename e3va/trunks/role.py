@@ -39,16 +39,3 @@ def branch(run, drop, tap):
     finally:
         drop.training = True
     return out, drop(out)
-
-
-def undropped(run, drop):
-    """run without the DropPath that it calls last, for a `Branch` that has it as its `drop`."""
-    def without(x):
-        if drop is None or not drop.training:
-            return run(x)
-        drop.training = False
-        try:
-            return run(x)
-        finally:
-            drop.training = True
-    return without
