@@ -19,6 +19,11 @@ PYRAMID = dict(depths=(1, 1, 2, 1), embed_dim=16, num_heads=(1, 2, 2, 4))
 WIDTHS = dict(depths=(1, 1, 2, 1), embed_dims=(16, 16, 32, 32), num_heads=(1, 2, 2, 4))
 DIMS = dict(depths=(1, 1, 2, 1), dims=(16, 16, 32, 32))
 STAGES = dict(embed_dims=8, num_layers=(1, 1, 2, 1), num_heads=(1, 2, 2, 4))
+TOKENS = dict(embed_dims=48, num_layers=2, num_heads=2, feedforward_channels=96)
+PLAIN = dict(img_size=(48, 48), patch_size=16, embed_dims=48, num_layers=2, num_heads=2, mlp_ratio=2)
+SHIFTED = dict(embed_dims=16, depths=[1, 1, 2, 1], num_heads=[1, 2, 2, 4])
+MERGED = dict(embed_dims=64, depths=[1, 1, 7], num_heads=2)
+CHANNELS = dict(depths=[1, 1, 2, 1], channels=[16, 16, 32, 32])
 # name: (family, timm's name or OpenMMLab's type, options, size of the images)
 CASES = dict(
     dinov3=('eva', 'vit_small_patch16_dinov3', ROPE, (48, 48)),                 # no biases in qkv, register tokens
@@ -59,6 +64,40 @@ CASES = dict(
     pvt_norms=('pvt_mm', 'mmdet.PyramidVisionTransformer', dict(
         STAGES, pretrain_img_size=64, norm_after_stage=True, use_conv_ffn=True), (64, 64)),
     pvt_v2_mm=('pvt_mm', 'mmdet.PyramidVisionTransformerV2', dict(STAGES, drop_path_rate=0.3), (61, 90)),
+    beit_mmpretrain=('beit_mm', 'mmpretrain.BEiTViT', dict(                     # a DropPath in the MLP, a table a block
+        arch=TOKENS, img_size=48, out_type='featmap', out_indices=[0, 1], drop_path_rate=0.3), (48, 48)),
+    beit_mmpretrain_shared=('beit_mm', 'mmpretrain.BEiTViT', dict(              # one table for all, no gammas
+        arch=TOKENS, img_size=(48, 32), use_rel_pos_bias=False, use_shared_rel_pos_bias=True, bias=True,
+        layer_scale_init_value=0., final_norm=True, out_type='cls_token'), (48, 32)),
+    beit_mmpretrain_plain=('beit_mm', 'mmpretrain.BEiTViT', dict(               # positions, images of another size
+        arch=TOKENS, img_size=48, use_rel_pos_bias=False, use_abs_pos_emb=True, with_cls_token=False), (64, 48)),
+    beit_mmseg=('beit_mm', 'mmseg.BEiT', dict(
+        PLAIN, out_indices=(0, 1), final_norm=True, drop_path_rate=0.3), (48, 48)),
+    mae_mmseg=('beit_mm', 'mmseg.MAE', dict(PLAIN, img_size=(48, 32), init_values=1.), (48, 32)),
+    eva02_mmpretrain=('eva02_mm', 'mmpretrain.ViTEVA02', dict(                  # inner norms
+        arch=TOKENS, img_size=48, sub_ln=True, out_type='featmap', out_indices=[0, 1], drop_path_rate=0.3), (48, 64)),
+    eva02_mmpretrain_mean=('eva02_mm', 'mmpretrain.ViTEVA02', dict(
+        arch=TOKENS, img_size=48, with_cls_token=False, out_type='avg_featmap', final_norm=False), (48, 48)),
+    swinv2_mmpretrain=('swinv2_mm', 'mmpretrain.SwinTransformerV2', dict(       # windows that pad, from other windows
+        arch=dict(SHIFTED, extra_norm_every_n_blocks=0), img_size=64, window_size=4, pad_small_map=True,
+        pretrained_window_sizes=[3, 3, 2, 2], out_indices=(0, 1, 2, 3), drop_path_rate=0.3), (67, 90)),
+    swinv2_giant=('swinv2_mm', 'mmpretrain.SwinTransformerV2', dict(            # norms on the stream
+        arch=dict(SHIFTED, extra_norm_every_n_blocks=2), img_size=64, window_size=[4, 4, 4, 2],
+        use_abs_pos_embed=True), (64, 64)),
+    davit_mmpretrain=('davit_mm', 'mmpretrain.DaViT', dict(
+        arch=SHIFTED, window_size=3, pad_small_map=True, out_indices=(0, 1, 2, 3), drop_path_rate=0.3), (64, 96)),
+    davit_mmpretrain_partial=('davit_mm', 'mmpretrain.DaViT', dict(
+        arch=SHIFTED, window_size=4, pad_small_map=True, out_indices=(1, 2), qkv_bias=False), (64, 64)),
+    hivit=('hivit', 'mmpretrain.HiViT', dict(
+        arch=MERGED, img_size=64, out_indices=[6], drop_path_rate=0.3, layer_scale_init_value=0.5), (64, 96)),
+    hivit_rpe=('hivit', 'mmpretrain.HiViT', dict(                               # biases of positions, one merge
+        arch=dict(MERGED, depths=[1, 4]), img_size=64, inner_patches=2, out_indices=[3], rpe=True, ape=False),
+        (64, 64)),
+    convnextv2_mmpretrain=('convnext', 'mmpretrain.ConvNeXt', dict(
+        arch=CHANNELS, use_grn=True, layer_scale_init_value=0., out_indices=(0, 1, 2, 3), gap_before_final_norm=False,
+        drop_path_rate=0.3), (67, 90)),
+    convnextv2_mmpretrain_conv=('convnext', 'mmpretrain.ConvNeXt', dict(        # 1x1 convolutions, one vector an image
+        arch=CHANNELS, use_grn=True, layer_scale_init_value=0., linear_pw_conv=False), (64, 64)),
 )
 METHODS = dict(
     E3VA=dict(rank=2), LoRA=dict(rank=2), BitFit={}, SSF={}, Adapter=dict(rank=2), AdaptFormer=dict(rank=2),
