@@ -1,6 +1,7 @@
 """From a stock trunk to a tuned one: `Tuned` for configs, `tune` for everybody else."""
 import dataclasses
 import re
+from collections.abc import Sequence
 
 import torch
 from mmengine.logging import print_log
@@ -60,7 +61,7 @@ class Tuning:
 
 
 @MODELS.register_module()
-def Tuned(trunk, method, also=(), **options):
+def Tuned(trunk: str, method: str | dict, also: Sequence[str] = (), **options) -> nn.Module:
     """Build a stock trunk and edit it in place for a method.
 
     Args:
@@ -116,7 +117,8 @@ def check_out_indices(trunk, options):
                          f'give numbers from 0 to {len(depths) - 1}')
 
 
-def tune(module, method, config=None, also=()):
+def tune(module: nn.Module, method: str | dict | Method, config: dict | None = None,
+         also: Sequence[str] = ()) -> nn.Module:
     """Edit a trunk, the backbone of a whole model, or any module in place for a method.
 
     Of a whole OpenMMLab model the `backbone` is tuned; neck and heads train as they did. Where the method's `targets`

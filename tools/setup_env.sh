@@ -132,7 +132,17 @@ install_mmcv() {
         "$python" -c 'import mmcv.ops'
 }
 
+# PyPI's torchvision is the GPU build: beside a CPU torch its library does not load, and neither does what imports it.
+install_e3va() {
+    pip_install --no-deps --no-build-isolation --editable "$1" || return
+    rm -f "$packages"/torchvision_first.*
+    (cd / && "$python" -c 'import timm') && return                # as it imports torchvision
+    cp "$1/tools/misc/torchvision_first.py" "$packages" &&
+        echo 'import torchvision_first' >"$packages/torchvision_first.pth"
+}
+
 check_imports() {
+    (cd / && "$python" -c 'import timm, e3va') || return
     (cd / && "$python" -c 'import e3va, mmcv.ops, mmdet.apis, mmseg.apis, mmpretrain, timm, segment_anything, onnx, pytest' &&
         "$python" -c 'import e3va, sys; sys.path.append(sys.argv[1]); import peft' "$venv/peft")
 }
@@ -156,6 +166,6 @@ step 'install mmdetection, mmsegmentation, mmpretrain, timm and test tools (1 mi
 # it at every start, and mmpretrain breaks (transformers 5 lacks what its multi-modal models import).
 step 'install HF PEFT into a folder of its own, .venv/peft, for tests (10 s)' \
     pip_install --no-deps --upgrade --target "$venv/peft" peft transformers accelerate tokenizers
-step 'install e3va (10 s)' pip_install --no-deps --no-build-isolation --editable "$root"
+step 'install e3va (10 s)' install_e3va "$root"
 step 'check that everything imports (20 s)' check_imports
 echo "$venv is ready"

@@ -45,9 +45,10 @@ def stand_in(path, text):
 def clone(tmp_path):
     """A clone that holds only the set-up (its path has a space), on a machine that has what it needs."""
     root = tmp_path / 'a clone'
-    (root / 'tools').mkdir(parents=True)
-    for name in ('setup_env.sh', 'build_mmcv.py', 'constraints.txt', 'quickstart.sh', 'run_tests.sh'):
-        shutil.copy(TOOLS / name, root / 'tools')
+    (root / 'tools' / 'misc').mkdir(parents=True)
+    for name in ('setup_env.sh', 'build_mmcv.py', 'constraints.txt', 'quickstart.sh', 'run_tests.sh',
+                 'misc/torchvision_first.py'):
+        shutil.copy(TOOLS / name, root / 'tools' / name)
     (root / 'setup.py').touch()
     machine = tmp_path / 'machine'
     machine.mkdir()
