@@ -8,7 +8,9 @@ from .role import Role
 CLASSES = ('mmseg.:MixVisionTransformer', 'mmdet.:PyramidVisionTransformer')
 BLOCKS = ('mmseg.models.backbones.mit:TransformerEncoderLayer', 'mmdet.:PVTEncoderLayer')
 BLOCK = r'layers\.\d+\.1\.\d+\.'
-ROLES = dict(fc1=Role(BLOCK + r'ffn\.layers\.0'), fc2=Role(BLOCK + r'ffn\.layers\.[34]'))
+MHA = BLOCK + r'attn\.attn'                                            # LoRA alone goes inside
+ROLES = dict(q=Role(MHA, 0, 3), k=Role(MHA, 1, 3), v=Role(MHA, 2, 3),
+             fc1=Role(BLOCK + r'ffn\.layers\.0'), fc2=Role(BLOCK + r'ffn\.layers\.[34]'))
 NO_PROMPTS = 'its keys are pooled from a map, in which prompts have no place'
 
 
@@ -42,8 +44,7 @@ def merge(module, x, shape):
 
 
 def out_norms(trunk):
-    """Not those that lead to the next stage too: they came with the weights, and the frozen trunk reads them."""
-    last = len(trunk.layers) - 1
+    last = len(trunk.layers) - 1                                        # the others lead to the next stage too
     return [f'layers.{last}.2'] if last in trunk.out_indices and [*trunk.layers[last][2].parameters()] else []
 
 
