@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make .venv and install the tested stack into it: 6.4 min of processor time, about 5 min on two cores, a wheel of mmcv
-# kept by an earlier set-up saves half of it. Versions: tools/constraints.txt. Called by quickstart.sh and run_tests.sh.
+# Make .venv and install the tested stack into it: 322 s on two cores that ran tests beside it; a kept wheel of mmcv saves
+# half of it. Versions: tools/constraints.txt. Called by quickstart.sh and run_tests.sh.
 # Safe to interrupt and to repeat: .venv/steps lists the finished steps, .venv/setup.log holds the output of the last.
 # PYTHON=/path/to/python3.11 chooses the interpreter; a torch that is in .venv already is kept.
 set -u
@@ -120,8 +120,8 @@ install_torch() {
     fi
 }
 
-# The wheel of an earlier set-up for the same torch, else one that is built now. A wheel may still not load (a cache that
-# several machines share): then it is built again.
+# The wheel of an earlier set-up for the same torch, else one that is built now. A wheel may still not load (a cache
+# that several machines share): then it is built again.
 install_mmcv() {
     local kept wheel
     kept=$("$python" "$root/tools/build_mmcv.py" --where) || return
