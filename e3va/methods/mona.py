@@ -89,6 +89,7 @@ class Mona(Method):
     """
 
     starts_at_trunk = False
+    refused = dict(hivit='its first stages hold each patch in pieces, and are no map to convolve')
 
     def __init__(self, rank=64, dropout=0.1, train_out_norms=False):
         super().__init__(train_out_norms)
