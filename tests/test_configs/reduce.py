@@ -2,6 +2,8 @@
 from e3va.command.config import nodes, prepare
 
 WIDTHS, HEADS, NECK = [16, 32, 64, 128], [1, 2, 4, 8], 32
+READERS = ('in_channels', 'out_channels', 'feat_channels', 'conv_out_channels', 'fc_out_channels', 'channels',
+           'embed_dim', 'embed_dims', 'feedforward_channels')
 SMALLER = 4             # images have a quarter of their sides, in px
 
 
@@ -30,20 +32,28 @@ def reduce_model(model):
         thin = dict(embed_dims=WIDTHS[0], depths=[2, 2, 2, 2], num_heads=HEADS)
         backbone.update(dict(arch=thin) if 'arch' in backbone else thin)
         widths = {i: WIDTHS[i] for i in backbone.get('out_indices', [3])}
-    for node in nodes({key: value for key, value in model.items() if key not in ('backbone', 'data_preprocessor')}):
-        for key in ('in_channels', 'out_channels', 'feat_channels', 'conv_out_channels', 'fc_out_channels', 'channels',
-                    'embed_dim'):
-            if isinstance(node.get(key), int):
-                node[key] = NECK
-            elif key in node:
-                node[key] = list(widths.values())
-        if 'in_index' in node and isinstance(node.in_index, int):
-            node.in_channels = widths[node.in_index]
+    follow(model, widths)
     if model.type == 'ImageClassifier':
         model.head.in_channels = widths[max(widths)]
     for node in nodes([model.get('train_cfg'), model.get('test_cfg')]):
         node.update({key: value for key, value in dict(nms_pre=50, max_per_img=10, num=16, score_thr=0.).items()
                      if key in node})
+
+
+def follow(model, widths):
+    """Thin what reads the trunk, in place.
+
+    Args:
+        widths (dict): {index of a map that the trunk gives out: its channels}.
+    """
+    for node in nodes({key: value for key, value in model.items() if key not in ('backbone', 'data_preprocessor')}):
+        for key in set(READERS) & set(node):
+            if isinstance(node[key], int):
+                node[key] = NECK
+            else:
+                node[key] = list(widths.values()) if len(node[key]) == len(widths) else [NECK] * len(node[key])
+        if 'in_index' in node and isinstance(node.in_index, int):
+            node.in_channels = widths[node.in_index]
 
 
 def reduce(cfg):
