@@ -29,6 +29,7 @@ from . import (
     convnext,
     davit,
     eva,
+    hiera,
     pvt_v2,
     swin_mm,
     swin_timm,
@@ -45,7 +46,8 @@ from .role import Role, stock
 FAMILIES = dict(swin_mm=Family(swin_mm), swin_timm=OfTimm(swin_timm), vit_mm=Family(vit_mm),
                 vit_timm=OfTimm(vit_timm), vit_sam=Family(vit_sam), convnext=Family(convnext), eva=OfTimm(eva),
                 beit=OfTimm(beit), swinv2_timm=OfTimm(swinv2_timm), vit_sam_timm=OfTimm(vit_sam_timm),
-                pvt_v2=OfTimm(pvt_v2), tiny_vit=OfTimm(tiny_vit), davit=OfTimm(davit))
+                pvt_v2=OfTimm(pvt_v2), tiny_vit=OfTimm(tiny_vit), davit=OfTimm(davit),
+                hiera=OfTimm(hiera))
 
 
 def family_of(trunk):

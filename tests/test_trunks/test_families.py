@@ -17,6 +17,7 @@ from tests.conftest import distance, projected, tensors
 ROPE = dict(embed_dim=48, depth=2, num_heads=2, img_size=48, patch_size=16)
 PYRAMID = dict(depths=(1, 1, 2, 1), embed_dim=16, num_heads=(1, 2, 2, 4))
 WIDTHS = dict(depths=(1, 1, 2, 1), embed_dims=(16, 16, 32, 32), num_heads=(1, 2, 2, 4))
+HIERA = dict(stages=(1, 1, 2, 1), embed_dim=16, img_size=(64, 64), drop_path_rate=0.3)
 DIMS = dict(depths=(1, 1, 2, 1), dims=(16, 16, 32, 32))
 # name: (family, timm's name or OpenMMLab's type, options, size of the images)
 CASES = dict(
@@ -52,6 +53,10 @@ CASES = dict(
     convnextv2=('convnext', 'convnextv2_atto', dict(DIMS, conv_mlp=False, drop_path_rate=0.3), (64, 96)),   # linears
     convnextv2_conv=('convnext', 'convnextv2_atto', dict(DIMS, conv_mlp=True), (64, 64)),
     convnext_rms=('convnext', 'convnext_zepto_rms_ols', DIMS, (64, 64)),        # a stem of two, norms without biases
+    hiera=('hiera', 'hiera_tiny_224', dict(HIERA, img_size=(64, 96)), (64, 96)),
+    hiera_abswin=('hiera', 'hiera_small_abswin_256', dict(HIERA, init_values=0.5), (64, 64)),   # layer scale, tables
+    hiera_concat=('hiera', 'hiera_tiny_224', dict(                              # widths by pooling twice
+        HIERA, use_expand_proj=False, q_pool=3, mask_unit_attn=(True, False, False, False)), (64, 64)),
 )
 METHODS = dict(
     E3VA=dict(rank=2), LoRA=dict(rank=2), BitFit={}, SSF={}, Adapter=dict(rank=2), AdaptFormer=dict(rank=2),
