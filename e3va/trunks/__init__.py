@@ -34,7 +34,9 @@ from . import (
     davit_mm,
     eva,
     eva02_mm,
+    hiera,
     hivit,
+    mvit_mm,
     pvt_mm,
     pvt_v2,
     swin_mm,
@@ -52,10 +54,11 @@ from .role import Role, stock
 
 FAMILIES = dict(swin_mm=Family(swin_mm), swin_timm=OfTimm(swin_timm), vit_mm=Family(vit_mm),
                 vit_timm=OfTimm(vit_timm), vit_sam=Family(vit_sam), convnext=Family(convnext), eva=OfTimm(eva),
+                pvt_mm=Family(pvt_mm), beit_mm=Family(beit_mm), eva02_mm=Family(eva02_mm), swinv2_mm=Family(swinv2_mm),
+                davit_mm=Family(davit_mm), hivit=Family(hivit), mvit_mm=Family(mvit_mm),
                 beit=OfTimm(beit), swinv2_timm=OfTimm(swinv2_timm), vit_sam_timm=OfTimm(vit_sam_timm),
-                pvt_v2=OfTimm(pvt_v2), tiny_vit=OfTimm(tiny_vit), davit=OfTimm(davit), pvt_mm=Family(pvt_mm),
-                beit_mm=Family(beit_mm), eva02_mm=Family(eva02_mm), swinv2_mm=Family(swinv2_mm),
-                davit_mm=Family(davit_mm), hivit=Family(hivit))
+                pvt_v2=OfTimm(pvt_v2), tiny_vit=OfTimm(tiny_vit), davit=OfTimm(davit),
+                hiera=OfTimm(hiera))
 
 
 def family_of(trunk):

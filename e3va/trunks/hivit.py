@@ -33,10 +33,6 @@ def names(block):
     return ('mlp',) if block.attn is None else ('attn', 'mlp')
 
 
-def like(block):
-    return block.norm2.weight
-
-
 def branches(block, shape):
     index = True if shape[3].rpe else None
     return dict(attn=Branch(lambda x: scaled(block.gamma_1, block.attn(block.norm1(x), index)), block.drop_path),

@@ -114,7 +114,8 @@ def walk(trunk, parts, image, through, give_out=None, merge=None):
                 emit((i, j))
             if len(outs) == len(taps):
                 return parts.pack(trunk, outs)
-        x, shape = (merge or parts.merge)(merges[i], x, shape)
+        if not parts.INSIDE:
+            x, shape = (merge or parts.merge)(merges[i], x, shape)
         if (i, 'merged') in taps:
             emit((i, 'merged'))
         if len(outs) == len(taps):

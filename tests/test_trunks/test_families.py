@@ -17,12 +17,14 @@ from tests.conftest import distance, projected, tensors
 ROPE = dict(embed_dim=48, depth=2, num_heads=2, img_size=48, patch_size=16)
 PYRAMID = dict(depths=(1, 1, 2, 1), embed_dim=16, num_heads=(1, 2, 2, 4))
 WIDTHS = dict(depths=(1, 1, 2, 1), embed_dims=(16, 16, 32, 32), num_heads=(1, 2, 2, 4))
+HIERA = dict(stages=(1, 1, 2, 1), embed_dim=16, img_size=(64, 64), drop_path_rate=0.3)
 DIMS = dict(depths=(1, 1, 2, 1), dims=(16, 16, 32, 32))
 STAGES = dict(embed_dims=8, num_layers=(1, 1, 2, 1), num_heads=(1, 2, 2, 4))
 TOKENS = dict(embed_dims=48, num_layers=2, num_heads=2, feedforward_channels=96)
 PLAIN = dict(img_size=(48, 48), patch_size=16, embed_dims=48, num_layers=2, num_heads=2, mlp_ratio=2)
 SHIFTED = dict(embed_dims=16, depths=[1, 1, 2, 1], num_heads=[1, 2, 2, 4])
 MERGED = dict(embed_dims=64, depths=[1, 1, 7], num_heads=2)
+POOLED = dict(embed_dims=16, num_layers=5, num_heads=1, downscale_indices=[1, 2, 4])
 CHANNELS = dict(depths=[1, 1, 2, 1], channels=[16, 16, 32, 32])
 # name: (family, timm's name or OpenMMLab's type, options, size of the images)
 CASES = dict(
@@ -91,6 +93,10 @@ CASES = dict(
         arch=SHIFTED, window_size=3, pad_small_map=True, out_indices=(0, 1, 2, 3), drop_path_rate=0.3), (64, 96)),
     davit_mmpretrain_partial=('davit_mm', 'mmpretrain.DaViT', dict(
         arch=SHIFTED, window_size=4, pad_small_map=True, out_indices=(1, 2), qkv_bias=False), (64, 64)),
+    mvit_mmpretrain=('mvit_mm', 'mmpretrain.MViT', dict(                        # norms on the stream
+        arch=POOLED, img_size=64, out_scales=[0, 1, 3], drop_path_rate=0.3), (64, 96)),
+    mvit_mmpretrain_partial=('mvit_mm', 'mmpretrain.MViT', dict(
+        arch=POOLED, img_size=64, out_scales=[2], use_abs_pos_embed=True, residual_pooling=False), (61, 90)),
     hivit=('hivit', 'mmpretrain.HiViT', dict(
         arch=MERGED, img_size=64, out_indices=[6], drop_path_rate=0.3, layer_scale_init_value=0.5), (64, 96)),
     hivit_rpe=('hivit', 'mmpretrain.HiViT', dict(                               # biases of positions, one merge
@@ -101,6 +107,10 @@ CASES = dict(
         drop_path_rate=0.3), (67, 90)),
     convnextv2_mmpretrain_conv=('convnext', 'mmpretrain.ConvNeXt', dict(        # 1x1 convolutions, one vector an image
         arch=CHANNELS, use_grn=True, layer_scale_init_value=0., linear_pw_conv=False), (64, 64)),
+    hiera=('hiera', 'hiera_tiny_224', dict(HIERA, img_size=(64, 96)), (64, 96)),
+    hiera_abswin=('hiera', 'hiera_small_abswin_256', dict(HIERA, init_values=0.5), (64, 64)),   # layer scale, tables
+    hiera_concat=('hiera', 'hiera_tiny_224', dict(                              # widths by pooling twice
+        HIERA, use_expand_proj=False, q_pool=3, mask_unit_attn=(True, False, False, False)), (64, 64)),
 )
 METHODS = dict(
     E3VA=dict(rank=2), LoRA=dict(rank=2), BitFit={}, SSF={}, Adapter=dict(rank=2), AdaptFormer=dict(rank=2),
