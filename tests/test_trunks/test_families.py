@@ -12,7 +12,7 @@ import e3va
 from e3va.registry import MODELS
 from e3va.trunks import FAMILIES, family_of, used
 from e3va.trunks.walk import by_blocks, through_block
-from tests.conftest import distance, projected, tensors
+from tests.conftest import distance, projected, stir, tensors
 
 ROPE = dict(embed_dim=48, depth=2, num_heads=2, img_size=48, patch_size=16)
 PYRAMID = dict(depths=(1, 1, 2, 1), embed_dim=16, num_heads=(1, 2, 2, 4))
@@ -190,6 +190,27 @@ def test_methods(case, method):
     buffers = {name for name, _ in tuned.named_buffers(remove_duplicate=False)}
     assert moved - buffers <= trained
     assert {name.rpartition('.')[0] for name in moved} & {name.rpartition('.')[0] for name in trained}
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_delta_and_merge(case, tmp_path):
+    """LoRA's delta gives the outputs back, bit for bit; merged it is the stock trunk: classes, names, outputs."""
+    stock, tuned, other = make(case), make(case), make(case)
+    try:
+        e3va.tune(tuned, dict(type='LoRA', rank=2))
+    except ValueError as error:
+        assert 'has no linear layer of the role' in str(error)
+        return
+    stir(tuned), tuned.eval()
+    x = image(case)
+    want = tuned(x)
+    e3va.save_delta(tuned, tmp_path / 'delta.safetensors')
+    e3va.load_delta(e3va.tune(other, dict(type='LoRA', rank=2)), tmp_path / 'delta.safetensors')
+    assert distance(other(x), want) == 0
+    merged = e3va.merge(tuned)
+    assert set(merged.state_dict()) == set(stock.state_dict())
+    assert [type(module) for module in merged.modules()] == [type(module) for module in stock.modules()]
+    assert distance(merged(x), want) <= 1e-5 < distance(stock(x), want)
 
 
 @pytest.mark.parametrize('mode', ['exact', 'bf16', 'int8', 'stream', 'stream_bf16'])
