@@ -30,6 +30,10 @@ from . import (
     davit,
     eva,
     hiera,
+    hieradet,
+    maxxvit,
+    metaformer,
+    mvitv2,
     pvt_v2,
     swin_mm,
     swin_timm,
@@ -47,7 +51,8 @@ FAMILIES = dict(swin_mm=Family(swin_mm), swin_timm=OfTimm(swin_timm), vit_mm=Fam
                 vit_timm=OfTimm(vit_timm), vit_sam=Family(vit_sam), convnext=Family(convnext), eva=OfTimm(eva),
                 beit=OfTimm(beit), swinv2_timm=OfTimm(swinv2_timm), vit_sam_timm=OfTimm(vit_sam_timm),
                 pvt_v2=OfTimm(pvt_v2), tiny_vit=OfTimm(tiny_vit), davit=OfTimm(davit),
-                hiera=OfTimm(hiera))
+                hiera=OfTimm(hiera), hieradet=OfTimm(hieradet), mvitv2=OfTimm(mvitv2), metaformer=OfTimm(metaformer),
+                maxxvit=OfTimm(maxxvit))
 
 
 def family_of(trunk):

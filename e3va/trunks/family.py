@@ -57,7 +57,7 @@ class Family:
         return 'forward'
 
     def stages(self, trunk):
-        return [list(trunk.blocks)]
+        return [list(stage.blocks) for stage in trunk.stages] if hasattr(trunk, 'stages') else [list(trunk.blocks)]
 
     def merges(self, trunk):
         if not self.INSIDE:
@@ -87,7 +87,7 @@ class Family:
 
     def like(self, block):
         """A parameter of the width, type and device of what a block gives out, (C,)."""
-        return (block.norm1 if hasattr(block, 'norm1') else block.norm).weight
+        return next(getattr(block, name) for name in ('norm2', 'norm1', 'norm') if hasattr(block, name)).weight
 
     def size(self, trunk):
         """The (height, width) that images must have; None where they may have any."""
