@@ -15,7 +15,7 @@ except ImportError:  # setuptools < 70.1
 
 SHIPPED = ('configs', 'tools', 'model-index.yml')
 # These set up a clone of the project and mean nothing inside an installed package.
-CLONE_ONLY = ('setup_env.sh', 'constraints.txt', 'quickstart.sh', 'run_tests.sh')
+CLONE_ONLY = ('setup_env.sh', 'build_mmcv.py', 'constraints.txt', 'quickstart.sh', 'run_tests.sh')
 
 
 def copy_shipped(folder, leave_out=()):

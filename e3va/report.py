@@ -1,4 +1,6 @@
 """What a tuned model trains and what it costs to store."""
+from torch import nn
+
 from .layers import Int8Linear, SparseWeight
 from .layers.quantised import packed_bytes, quantised_entries
 from .methods.routing import TABLE
@@ -61,7 +63,7 @@ class Report(dict):
         return captured.get().rstrip()
 
 
-def report(model):
+def report(model: nn.Module) -> Report:
     """Count what a tuned model (or trunk) trains; see `Report` for the keys. ValueError if it is not tuned.
 
     Of several tuned trunks in a model these are the sums.

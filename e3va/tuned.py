@@ -1,6 +1,7 @@
 """From a stock trunk to a tuned one: `Tuned` for configs, `tune` for everybody else."""
 import dataclasses
 import re
+from collections.abc import Sequence
 
 import torch
 from mmengine.logging import print_log
@@ -11,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import compat, loading
 from .layers.adopted import AdoptedLinear
-from .layers.read import call_through
+from .layers.read import call_through, expect_calls
 from .methods import Full, Method, build_method
 from .methods.base import beside
 from .methods.targets import ALL, find_also, matches, named, say
@@ -38,7 +39,7 @@ class Tuning:
         prefix: of the trunk's names in the module that `tune` was given, by which `targets` and `also` name layers.
         also: names of the stock modules and entries that train beside the method.
         rest: entries of a whole model outside its backbone, which train as a head does; none where a trunk is tuned.
-        usual: what a method took by itself in a trunk of no known family, {name: layer}.
+        usual: what a method took by itself in a trunk of no known family, {name: stock layer}, until it is said.
     """
 
     method: Method
@@ -60,7 +61,7 @@ class Tuning:
 
 
 @MODELS.register_module()
-def Tuned(trunk, method, also=(), **options):
+def Tuned(trunk: str, method: str | dict, also: Sequence[str] = (), **options) -> nn.Module:
     """Build a stock trunk and edit it in place for a method.
 
     Args:
@@ -116,7 +117,8 @@ def check_out_indices(trunk, options):
                          f'give numbers from 0 to {len(depths) - 1}')
 
 
-def tune(module, method, config=None, also=()):
+def tune(module: nn.Module, method: str | dict | Method, config: dict | None = None,
+         also: Sequence[str] = ()) -> nn.Module:
     """Edit a trunk, the backbone of a whole model, or any module in place for a method.
 
     Of a whole OpenMMLab model the `backbone` is tuned; neck and heads train as they did. Where the method's `targets`
@@ -178,8 +180,12 @@ def tune(module, method, config=None, also=()):
         for name, parameter in trunk.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and not name.startswith(adapted))
     method.apply(trunk, parts)
-    call_through(trunk, lambda name, layer: name in trunk.tuning.modules and (
-        isinstance(layer, AdoptedLinear) or callable(getattr(layer, 'merged', None))))
+    def edited(name, layer):
+        return name in tuning.modules and (isinstance(layer, AdoptedLinear) or callable(getattr(layer, 'merged', None)))
+
+    call_through(trunk, edited)
+    if parts is None or method.targets is not None:
+        expect_calls(trunk, [layer for name, layer in trunk.named_modules() if edited(name, layer)])
     method.adapt_out_norms(trunk, parts)
     if (reads := other_images(trunk)) and method.train_input and not isinstance(method, Full):
         reads.requires_grad_(True)
@@ -192,6 +198,7 @@ def tune(module, method, config=None, also=()):
     if tuning.usual:
         say(trunk, tuning.usual, sum(parameter.numel() for name, parameter in trunk.named_parameters()
                                      if parameter.requires_grad and name not in head and name not in tuning.also))
+        tuning.usual = None
     if config and not config.get('pretrained'):                         # a module that was given keeps what it has
         own = parts.out_norms(trunk) if parts else []
         trained = {name for name, parameter in trunk.named_parameters() if parameter.requires_grad}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.logging import MMLogger
+from mmengine.registry import DefaultScope
 
 import e3va  # noqa: F401 helps the stack import, before any library
 from e3va.registry import MODELS
@@ -228,9 +229,10 @@ def peft(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def no_loggers():
-    """mmengine's loggers write to the output that a test had when it made them, which is closed in the next."""
+def nothing_of_the_test_before():
+    """mmengine keeps loggers, which write to an output that is closed by now, and the scope in which names are read."""
     MMLogger._instance_dict.clear()
+    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -98,3 +98,9 @@ except ImportError as error:
 else:
     raise AssertionError('no error')
 ''', ('timm', ))
+
+
+@pytest.mark.parametrize('order', ['timm, e3va', 'torchvision, timm', 'mmpretrain.models, e3va', 'e3va, timm'])
+def test_any_order_of_imports(order):
+    """In the environment of tools/setup_env.sh, whose torchvision is of another build than its torch."""
+    run(f'import {order}')

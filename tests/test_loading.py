@@ -151,7 +151,7 @@ def test_the_method_is_in_every_state_dict(tmp_path):
 
 @pytest.mark.parametrize('channels', [1, 4])
 def test_other_channels(channels):
-    """Weights for one or four channels into a trunk for RGB: the channels are named (the other way they are adapted)."""
+    """Weights for one or four channels into a trunk for RGB: the channels are named; the other way they are adapted."""
     stock = build('swin_mmdet', in_channels=channels).state_dict()
     with pytest.raises(ValueError, match=f'for images of {channels} channels, and the trunk is built for 3'):
         build('swin_mmdet', 'e3va').load_state_dict(stock, strict=False)

@@ -1,4 +1,4 @@
-"""The README's own method, as a newcomer would write it down."""
+"""The README's own method, as a newcomer would write it down, and what CONTRIBUTING.md says of methods and rooms."""
 import re
 import subprocess
 import sys
@@ -92,8 +92,8 @@ class DoRA(Method):
 @pytest.mark.parametrize('trunk', ['swin_timm', 'convnext_mmpretrain'])
 @pytest.mark.parametrize('refreshed', [True, False])
 def test_a_method_made_from_the_trunk_s_values(trunk, refreshed, tmp_path):
-    """With the README's `loaded` it starts at weights that arrive after it was applied; without, it does not."""
-    loaded, = re.findall(r'```python\n(    def loaded.*?)```', (ROOT / 'README.md').read_text(), re.S)
+    """With the `loaded` of CONTRIBUTING.md it starts at weights that arrive later; without, it does not."""
+    loaded, = re.findall(r'```python\n(    def loaded.*?)```', (ROOT / 'CONTRIBUTING.md').read_text(), re.S)
     made = {}
     exec(DORA + (loaded if refreshed else ''), made)
     stock, tuned = pair(trunk, made['DoRA']())
@@ -110,3 +110,33 @@ def test_a_method_made_from_the_trunk_s_values(trunk, refreshed, tmp_path):
     finally:
         METHODS.module_dict.pop('DoRA')
     assert distance(again(image(trunk)), tuned(image(trunk))) == 0
+
+
+# ---- CONTRIBUTING.md
+
+def test_every_room_is_in_the_tour():
+    tour = (ROOT / 'CONTRIBUTING.md').read_text().partition('| room |')[2].partition('The way from')[0]
+    own = {path.name for path in (ROOT / 'e3va').iterdir() if path.name[0].isalpha() and path.is_file()}
+    own |= {f'{path.parent.name}/' for path in (ROOT / 'e3va').glob('[a-z]*/__init__.py')}
+    assert set(re.findall(r'`([a-z]+(?:/|\.py))`', tour)) - {'base.py'} == own
+
+
+def test_the_way_of_a_run_names_what_is_there():
+    way = (ROOT / 'CONTRIBUTING.md').read_text().partition('The way from')[2].partition('## Add a method')[0]
+    steps = re.findall(r'`(e3va/\S+\.py)`: ((?:`\w+`(?:, )?)+)', way)
+    assert len(steps) > 10
+    for file, names in steps:
+        text = (ROOT / file).read_text()
+        for name in re.findall(r'\w+', names):
+            assert re.search(rf'^(def|class) {name}\b|^{name} = ', text, re.M), f'{file} has no {name}'
+
+
+@pytest.mark.parametrize('name', ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md'])
+def test_links_lead_somewhere(name):
+    text = (ROOT / name).read_text()
+    for path, anchor in re.findall(r'\]\((?!https?:)([^)#\s]*)(?:#([^)]*))?\)', text):
+        target = ROOT / (path or name)
+        assert target.exists(), path
+        if anchor and target.is_file():
+            headings = re.findall(r'^#+ (.*)$', target.read_text(), re.M)
+            assert anchor in [re.sub(r'[^\w -]', '', heading).lower().replace(' ', '-') for heading in headings], anchor

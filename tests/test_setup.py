@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CLONE_ONLY = {'tools/setup_env.sh', 'tools/constraints.txt', 'tools/quickstart.sh', 'tools/run_tests.sh'}
+CLONE_ONLY = {'tools/setup_env.sh', 'tools/build_mmcv.py', 'tools/constraints.txt', 'tools/quickstart.sh',
+              'tools/run_tests.sh'}
 PIP = [sys.executable, '-m', 'pip', '--disable-pip-version-check']
 OFFLINE = ['--no-index', '--no-build-isolation', '--no-cache-dir']
 

@@ -1,17 +1,8 @@
 #!/usr/bin/env bash
 # Train on several GPUs (or CPU processes).   bash tools/dist_train.sh CONFIG GPUS [options of tools/train.py]
 # Several machines: the same command on each, with NNODES, NODE_RANK and MASTER_ADDR set.
-set -eu
 if [ $# -lt 2 ]; then
     echo 'usage: dist_train.sh CONFIG GPUS [options of tools/train.py]' >&2
     exit 2
 fi
-tools=$(cd "$(dirname "$0")" && pwd)
-
-PYTHONPATH="$tools/..${PYTHONPATH:+:$PYTHONPATH}" exec python -m torch.distributed.run \
-    --nnodes="${NNODES:-1}" \
-    --node_rank="${NODE_RANK:-0}" \
-    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
-    --master_port="${PORT:-29500}" \
-    --nproc_per_node="$2" \
-    "$tools/train.py" "$1" --launcher pytorch "${@:3}"
+exec bash "$(dirname "$0")/dist.sh" "$2" train.py "$1" --launcher pytorch "${@:3}"

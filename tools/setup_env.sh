@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Make .venv and install the tested stack into it (tools/constraints.txt). Called by quickstart.sh and run_tests.sh.
+# Make .venv and install the tested stack into it: 322 s on two cores that ran tests beside it; a kept wheel of mmcv saves
+# half of it. Versions: tools/constraints.txt. Called by quickstart.sh and run_tests.sh.
 # Safe to interrupt and to repeat: .venv/steps lists the finished steps, .venv/setup.log holds the output of the last.
 # PYTHON=/path/to/python3.11 chooses the interpreter; a torch that is in .venv already is kept.
 set -u
@@ -12,7 +13,7 @@ steps=$venv/steps
 constraints=$root/tools/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_USER=0
 
-exec 3>&2    # an interrupt may come while a step's output goes to the log
+exec 3>&2 4>&1    # a step's output goes to the log; these stay the user's
 stop() {
     echo "setup: $*" >&3
     exit 1
@@ -67,7 +68,9 @@ step() {
     [ "$(sed -n "${number}p" "$steps" 2>/dev/null)" = "$*" ] && return
     if [ -z "$base" ]; then
         check_machine
-        echo "Setting up $venv: about 15 minutes on two cores when nothing is there yet (details: $log)"
+        cores=${MAX_JOBS:-$(nproc)}    # pip takes 150 s, a core would compile for 200 s
+        echo "Setting up $venv: about $(((209 + 200 / cores) / 60)) min on $cores cores when nothing is there yet" \
+            "(details: $log)"
         mkdir -p "$venv" && touch "$steps" || stop "$venv cannot be written"
     fi
     echo "[$number/8] $message"
@@ -117,15 +120,29 @@ install_torch() {
     fi
 }
 
-# Without build isolation, or the build sees no torch and leaves the operators out without a word. A wheel in pip's
-# cache may have been built so, or against another torch: what does not load is built again.
+# The wheel of an earlier set-up for the same torch, else one that is built now. A wheel may still not load (a cache
+# that several machines share): then it is built again.
 install_mmcv() {
-    export MAX_JOBS=${MAX_JOBS:-$(nproc)}
-    pip_install --no-build-isolation "$@" || return
-    "$python" -c 'import mmcv.ops' || pip_install --no-build-isolation --no-cache-dir --force-reinstall --no-deps "$@"
+    local kept wheel
+    kept=$("$python" "$root/tools/build_mmcv.py" --where) || return
+    wheel=(--only-binary "$1" --find-links "$kept" "$1")
+    pip_install "${wheel[@]}" && "$python" -c 'import mmcv.ops' && return
+    PATH=$venv/bin:$PATH "$python" "$root/tools/build_mmcv.py" --constraint "$constraints" >&4 &&
+        pip_install --force-reinstall --no-deps "${wheel[@]}" && pip_install "${wheel[@]}" &&
+        "$python" -c 'import mmcv.ops'
+}
+
+# PyPI's torchvision is the GPU build: beside a CPU torch its library does not load, and neither does what imports it.
+install_e3va() {
+    pip_install --no-deps --no-build-isolation --editable "$1" || return
+    rm -f "$packages"/torchvision_first.*
+    (cd / && "$python" -c 'import timm') && return                # as it imports torchvision
+    cp "$1/tools/misc/torchvision_first.py" "$packages" &&
+        echo 'import torchvision_first' >"$packages/torchvision_first.pth"
 }
 
 check_imports() {
+    (cd / && "$python" -c 'import timm, e3va') || return
     (cd / && "$python" -c 'import e3va, mmcv.ops, mmdet.apis, mmseg.apis, mmpretrain, timm, segment_anything, onnx, pytest' &&
         "$python" -c 'import e3va, sys; sys.path.append(sys.argv[1]); import peft' "$venv/peft")
 }
@@ -138,17 +155,17 @@ number=0
 base=
 "$python" -c 'pass' 2>/dev/null || rm -f "$steps"
 step 'make the virtual environment (10 s)' make_venv "$root" "$(cksum <"$constraints")"
-step 'install torch (2 min)' install_torch 2.13.0 0.28.0
-step 'install numpy, opencv and build tools (1 min)' \
+step 'install torch (20 s)' install_torch 2.13.0 0.28.0
+step 'install numpy, opencv and build tools (15 s)' \
     pip_install numpy opencv-python onedl-mmengine psutil ninja wheel setuptools
-step "compile mmcv's operators (10 min on two cores, 1 min when pip has them in its cache)" install_mmcv onedl-mmcv
-step 'install mmdetection, mmsegmentation, mmpretrain, timm and test tools (3 min)' \
+step "install mmcv and its operators (20 s where an earlier set-up has kept them)" install_mmcv onedl-mmcv
+step 'install mmdetection, mmsegmentation, mmpretrain, timm and test tools (1 min)' \
     pip_install onedl-mmdetection onedl-mmsegmentation onedl-mmpretrain timm segment-anything safetensors rich matplotlib \
     pytest pytest-timeout pytest-xdist onnx torchao
 # HF PEFT, which tests compare with, stays out of the other packages' sight: where transformers is found, mmengine imports
 # it at every start, and mmpretrain breaks (transformers 5 lacks what its multi-modal models import).
-step 'install HF PEFT into a folder of its own, .venv/peft, for tests (1 min)' \
+step 'install HF PEFT into a folder of its own, .venv/peft, for tests (10 s)' \
     pip_install --no-deps --upgrade --target "$venv/peft" peft transformers accelerate tokenizers
-step 'install e3va (10 s)' pip_install --no-deps --no-build-isolation --editable "$root"
+step 'install e3va (10 s)' install_e3va "$root"
 step 'check that everything imports (20 s)' check_imports
 echo "$venv is ready"

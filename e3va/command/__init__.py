@@ -1,0 +1,1 @@
+"""Command lines: arguments, configs by name, checks before building, processes, measured rows."""

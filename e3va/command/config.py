@@ -1,6 +1,7 @@
 """From the names on a command line to a config that a runner can be built from."""
 import copy
 import importlib.util
+import os
 import re
 from pathlib import Path
 
@@ -21,7 +22,7 @@ CONSTRUCTOR = 'e3va.TunedOptimWrapperConstructor'
 METHOD_KEYS = ('method', 'default_hooks', 'optim_wrapper', 'custom_imports')
 
 
-def load_config(config):
+def load_config(config: str | os.PathLike) -> Config:
     """A config by path, or by name in an installed library: `mmdet::retinanet/retinanet_r50_fpn_1x_coco.py`.
 
     One that names its model by a class has that class's library as its default scope, if it gives none.
@@ -61,7 +62,7 @@ def configs_folder(library):
     return folder
 
 
-def load_method(name_or_file):
+def load_method(name_or_file: str | os.PathLike) -> Config:
     """A method file by name (a file of `configs/methods/`) or by path.
 
     Raises:
@@ -84,7 +85,7 @@ def load_method(name_or_file):
     return method
 
 
-def apply_method(cfg, method_cfg):
+def apply_method(cfg: Config, method_cfg: Config) -> Config:
     """A copy of a config with its backbone tuned by a method; all else stays, lists of `custom_hooks` too.
 
     Args:
@@ -188,7 +189,7 @@ def is_tuned(backbone):
     return type_name(backbone.get('type')) in TUNED
 
 
-def prepare(cfg):
+def prepare(cfg: Config) -> Config:
     """Complete a config, in place, for this machine and for e3va; returns it.
 
     Tuned backbones get the hooks that report and that save the random state, and e3va's constructor of the optimizer

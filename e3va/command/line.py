@@ -1,14 +1,18 @@
 """What the tools share: arguments, the config they lead to, and one line instead of a traceback for bad input."""
 import argparse
 import contextlib
+import io
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from urllib.error import URLError
 
 from mmengine.config import DictAction
+from rich.console import Console
 
+from ..files.checkpoint import trusting
 from ..files.whole import FULL
 from .config import apply_method, apply_settings, load_config, load_method
 
@@ -41,6 +45,28 @@ def trust_option(parser):
                         help='read checkpoints by plain pickle, which runs what they ask for: only those of people you '
                         'trust')
     return parser
+
+
+def plot_parser(description, of, picture):
+    """The arguments of a plot of a finished run: the run, `--out` and `--trust-checkpoint`.
+
+    Args:
+        of (str): the method that the run is of, for the help.
+        picture (str): the default of `--out`.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('run', help=f'a folder, a .pth checkpoint or a .safetensors delta of a run with {of}')
+    parser.add_argument('--out', default=picture, help='the picture (default: %(default)s)')
+    return trust_option(parser)
+
+
+@contextlib.contextmanager
+def plotting(args, formats):
+    """Where a plot is read and drawn: bad input, such as an `--out` of none of the formats, is one line."""
+    with one_line_errors(), trusting(args.trust_checkpoint):
+        if Path(args.out).suffix not in formats:
+            raise ValueError(f'--out {args.out}: the name must end in {", ".join(formats)}')
+        yield
 
 
 def run_parser(description):
@@ -92,6 +118,16 @@ def one_line_errors():
         # each process says it: the launcher ends the others as soon as one has ended
         print(f'error: {message(error)}', file=sys.stderr)
         raise SystemExit(2) from None
+
+
+@contextlib.contextmanager
+def quiet():
+    """Bad input as one line, the libraries' own words left out; yields `say`, which shows on stderr what is being done.
+    """
+    with one_line_errors(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter('ignore')
+        with Console(stderr=True).status('reading') as status:
+            yield status.update
 
 
 def message(error):

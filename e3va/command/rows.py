@@ -24,3 +24,29 @@ def read(files, take, has):
                 except (ValueError, TypeError, KeyError, AttributeError) as error:
                     raise ValueError(f'{place}: a row has {has}; {error!r}') from error
                 yield place, taken
+
+
+def seeds(files, take, has, of):
+    """{key: {seed: value}} of the rows of some files that `take` takes.
+
+    Args:
+        files (iterable of path): JSON lines.
+        take (callable): row -> (key, seed, value), the key a tuple of str; or None for a row that is left out.
+        has (str): see `read`.
+        of (str): what was looked for, for the error where no row is of it.
+
+    Raises:
+        ValueError: see `read`; a second value of a key and seed; no row.
+    """
+    found = {}
+    for place, taken in read(files, take, has):
+        if taken is None:
+            continue
+        key, seed, value = taken
+        if seed in found.setdefault(key, {}):
+            raise ValueError(f'{place}: a second value of {", ".join(key)}, seed {seed}; give each run once, and one '
+                             'metric')
+        found[key][seed] = value
+    if not found:
+        raise ValueError(f'{", ".join(map(str, files))}: no row of {of}')
+    return found

@@ -1,4 +1,9 @@
 """What training changed: taken out of a model, described, and saved."""
+import os
+
+import torch
+from torch import nn
+
 from ..layers.quantised import quantised_entries
 from ..report import changed
 from ..tuned import tuned_trunks
@@ -6,7 +11,7 @@ from . import file as delta_file
 from .file import fingerprint
 
 
-def delta(model):
+def delta(model: nn.Module) -> dict[str, torch.Tensor]:
     """What training changes, as {name in the model's state_dict: tensor}: the methods' entries, neck and heads.
 
     Of a quantised matrix these are the floats behind the bits; the file of a delta has the bits alone.
@@ -56,7 +61,8 @@ def base_of(trunk, base):
     return None if base is None else str(base)
 
 
-def save_delta(model, path, base=None, dataset_meta=None):
+def save_delta(model: nn.Module, path: str | os.PathLike, base: str | None = None,
+               dataset_meta: dict | None = None) -> None:
     """Write the delta of a model as safetensors with its metadata.
 
     Args:

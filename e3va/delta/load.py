@@ -1,9 +1,11 @@
 """A saved delta onto a model, all of it or nothing."""
 import copy
 import logging
+import os
 
 import torch
 from mmengine.logging import print_log
+from torch import nn
 
 from .. import loading
 from ..layers.quantised import quantised_entries
@@ -19,7 +21,7 @@ FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 
 @torch.no_grad()
-def load_delta(model, path, base=None):
+def load_delta(model: nn.Module, path: str | os.PathLike, base: str | None = None) -> nn.Module:
     """Load a saved delta onto a tuned model, and onto the very trunk that it was trained on.
 
     Args:

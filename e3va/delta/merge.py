@@ -2,6 +2,7 @@
 import copy
 
 import torch
+from torch import nn
 
 from .. import loading
 from ..layers.read import read_again
@@ -13,7 +14,7 @@ from ..tuned import demand_hook, tuned_trunks
 
 
 @torch.no_grad()
-def merge(model):
+def merge(model: nn.Module) -> nn.Module:
     """A copy of a tuned model (or trunk) with the delta folded into plain layers: the stock classes and names.
 
     Raises ValueError where the method adds something that no stock layer can do (E3VA's highway).

@@ -19,6 +19,7 @@ from collections import Counter
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import nn
 
 from ..files.whole import write
 from ..layers import Emptied, served
@@ -39,7 +40,7 @@ FOREIGN = ('use_dora', 'lora_bias', 'use_qalora', 'use_bdlora', 'kasa_config', '
            'layer_replication', 'target_parameters', 'trainable_token_indices', 'alora_invocation_tokens')
 
 
-def export_peft(model, folder):
+def export_peft(model: nn.Module, folder: str | os.PathLike) -> None:
     """Write a model tuned by LoRA as `adapter_model.safetensors` and `adapter_config.json`.
 
     `peft.PeftModel.from_pretrained(stock_model, folder)` then gives the same outputs. What else trains (a classifier,
@@ -77,7 +78,7 @@ def export_peft(model, folder):
     write(os.path.join(folder, CONFIG), json.dumps(config, indent=2))
 
 
-def import_peft(model, folder):
+def import_peft(model: nn.Module, folder: str | os.PathLike) -> nn.Module:
     """Read the values of a PEFT LoRA adapter into a model tuned by LoRA; layers that it leaves out get a zero B.
 
     Args:

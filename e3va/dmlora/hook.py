@@ -1,4 +1,4 @@
-"""When DMLoRA draws, halves and changes its stage; `methods/dmlora.py` says how."""
+"""When DMLoRA draws, halves and changes its stage; `e3va/dmlora/method.py` says how."""
 from mmengine.dist import broadcast_object_list
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.model import is_model_wrapper
@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..methods.base import choice, integer, number
 from ..registry import HOOKS
 from ..train.change import change, epoch_length, plain, rewrap
+from ..train.recorded import same_options
 from ..train.retire import retire
 from ..trunks import head_entries
 from ..tuned import find_tuned
@@ -218,10 +219,8 @@ class DMLoRAHook(Hook):
             return
         if not saved:
             raise ValueError('the checkpoint to resume is not one of DMLoRA: it has no record of branches and stage')
-        for name, value in saved.get('options', {}).items():       # none in checkpoints of before
-            if value != self.options[name]:
-                raise ValueError(f'the checkpoint is of a run with {name}={value!r}, and this config has '
-                                 f'{name}={self.options[name]!r}: resume with the former')
+        same_options(saved.get('options', {}), self.options,            # none in checkpoints of before
+                     'the checkpoint is of a run with {theirs}, and this config has {ours}: resume with the former')
         self.position = saved['position']
         if saved['stage'] == 2:
             if saved['end'] != self.end:

@@ -13,6 +13,8 @@ import pathlib
 import pickle
 import re
 import warnings
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 from urllib.parse import urlparse
 
 import torch
@@ -29,7 +31,7 @@ _trusted = False
 
 
 @contextlib.contextmanager
-def trusting(trust=True):
+def trusting(trust: bool = True) -> Iterator[None]:
     """Read the checkpoints that are loaded in this context by plain pickle, which runs what they ask for."""
     global _trusted
     before, _trusted = _trusted, trust
@@ -43,7 +45,8 @@ class CodeInside(ValueError):
     """A checkpoint that is whole, and can be read by running what it asks for alone."""
 
 
-def read_checkpoint(file, map_location='cpu', **options):
+def read_checkpoint(file: str | os.PathLike | BinaryIO, map_location: str | torch.device = 'cpu',
+                    **options: Any) -> dict:
     """What a checkpoint holds: a dict, of a `.pth` in any format of torch or of a `.safetensors`.
 
     Args:

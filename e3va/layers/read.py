@@ -5,13 +5,18 @@ the layer's weight is a call of the layer.
 """
 import functools
 import inspect
+import logging
 import re
 
+import torch
+from mmengine.logging import print_log
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ..surgery import rebind, unbind
+from ..surgery import rebind, unbind, unhook
+
+RUNNING, CALLED = 'e3va_running', 'e3va_called'                         # notes on a layer
 
 
 class Called(TorchFunctionMode):
@@ -26,7 +31,7 @@ class Called(TorchFunctionMode):
         if func is F.linear:
             x, weight, bias = bound(*args, **kwargs)
             layer = next((layer for layer in self.layers if layer.weight is weight), None)
-            if layer is not None:
+            if layer is not None and RUNNING not in vars(layer):        # it was called, and takes its own weight
                 out = layer(x)                                          # the mode is off in here
                 return out if bias is None or bias is layer.bias else out + bias
         return func(*args, **kwargs)
@@ -51,18 +56,69 @@ def call_through(trunk, edited):
         if leaves and isinstance(parent, nn.MultiheadAttention):
             raise ValueError(f'{name}.{leaves[0]} of {type(trunk).__name__} is read by torch.nn.MultiheadAttention '
                              'past any layer in its place: leave it out')
-        if leaves:
+        around = isinstance(parent, nn.TransformerEncoderLayer) and any(
+            edited(f'{name}.{below}'.lstrip('.'), module) for below, module in parent.named_modules() if below)
+        if leaves or around:
             rebind(parent, 'forward', functools.partial(forward, leaves))
+        for leaf in leaves:
+            getattr(parent, leaf).register_forward_pre_hook(enter)
+            getattr(parent, leaf).register_forward_hook(leave, always_call=True)
+
+
+def enter(layer, inputs):
+    vars(layer)[RUNNING] = True
+
+
+def leave(layer, inputs, output):
+    vars(layer).pop(RUNNING, None)
 
 
 def forward(leaves, parent, *args, **kwargs):
-    """The parent's own forward, its layers called."""
+    """The parent's own forward, its layers called; in evaluation torch's encoder layer has a way around them."""
     with Called([getattr(parent, leaf) for leaf in leaves]):
-        return type(parent).forward(parent, *args, **kwargs)
+        if not isinstance(parent, nn.TransformerEncoderLayer):
+            return type(parent).forward(parent, *args, **kwargs)
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            return type(parent).forward(parent, *args, **kwargs)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def expect_calls(trunk, layers):
+    """Warn of those of the edited layers that the first training step does not call: there is no other sign of it."""
+    for layer in layers:
+        layer.register_forward_pre_hook(note_call)
+    if layers:
+        trunk.register_forward_hook(check_calls)
+
+
+def note_call(layer, inputs):
+    vars(layer)[CALLED] = True
+
+
+def check_calls(trunk, inputs, output):
+    if not (trunk.training and torch.is_grad_enabled()):
+        return
+    idle = [name for name, layer in trunk.named_modules()
+            if note_call in layer._forward_pre_hooks.values() and CALLED not in vars(layer)]
+    forget_calls(trunk)
+    if idle:
+        print_log(f'{len(idle)} adapted layers of {type(trunk).__name__} were not called in the first step, so that '
+                  f'what is added to them does nothing: {", ".join(idle[:3])}. Their weight is read by itself, or '
+                  'nothing goes through them here; leave them out of targets=', 'current', logging.WARNING)
+
+
+def forget_calls(trunk):
+    unhook(trunk, note_call, check_calls)
+    for layer in trunk.modules():
+        vars(layer).pop(CALLED, None)
 
 
 def read_again(trunk):
     """Undo `call_through`, on a trunk that is merged."""
+    unhook(trunk, enter, leave), forget_calls(trunk)
     for module in trunk.modules():
         bound = module.__dict__.get('forward')
         if getattr(getattr(bound, 'func', None), 'func', getattr(bound, 'func', None)) is forward:

@@ -71,13 +71,15 @@ class EVP(Method):
     """
 
     starts_at_trunk = False
-    refused = {family: 'its prompts are tokens of one width and grid, those of a plain ViT'
-               for family in ('swin_mm', 'swin_timm', 'convnext')}
+    takes = ('vit_mm', 'vit_timm', 'vit_sam')
 
     def __init__(self, reduction=32, frequencies=0.25, train_out_norms=False):
         super().__init__(train_out_norms)
         self.reduction = integer('reduction', reduction)
         self.frequencies = number('frequencies', frequencies, low=0, below=1)
+
+    def refusal(self, family):
+        return None if family in (None, *self.takes) else 'its prompts are tokens of one width and grid, of a plain ViT'
 
     def apply(self, trunk, parts):
         blocks = [block for stage in used(trunk) for block in stage]

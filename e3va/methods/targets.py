@@ -115,15 +115,15 @@ def named(trunk, method):
     fit = {name: every[name] for name in found if method.adapts(every[name])}
     own = [full[name] for name in every if method.adapts(every[name])]
     if not found:
-        hint = near(targets if isinstance(targets, str) else targets[0], own or full.values())
+        hint = alike(targets if isinstance(targets, str) else targets[0], own or list(full.values()))
         if targets != ALL and isinstance(targets, str) and re.fullmatch(r'[\w.]+', targets):
             hint += (f'. One string is a regular expression over full names; endings are a list: targets=[{targets!r}]')
         raise ValueError(f'targets={shown(targets)}: no layer of {type(trunk).__name__} has such a name; {hint}')
     for one in targets if isinstance(targets, tuple) else ():
         same = [name for name in found if ends(full[name], one)]
         if not same:
-            print_log(f'targets: {one!r} matches nothing in {type(trunk).__name__}; {near(one, own or full.values())}',
-                      'current', logging.WARNING)
+            print_log(f'targets: {one!r} matches nothing in {type(trunk).__name__}; '
+                      f'{alike(one, own or list(full.values()))}', 'current', logging.WARNING)
         elif not any(name in fit for name in same):
             raise ValueError(unfit(trunk, f'[{one!r}]', same, every, method))
     if not fit:
@@ -133,6 +133,11 @@ def named(trunk, method):
         raise ValueError(f'targets={shown(targets)} names {shorten(fit, 3)} of {type(trunk).__name__} alone, which '
                          'trains whole anyway, as a classifier or by also=: name others')
     return left
+
+
+def alike(given, names):
+    """The full names and endings most like what was given, as the tail of an error message."""
+    return near(given, dict.fromkeys([name.rpartition('.')[2] for name in names] + names))
 
 
 def shown(targets):

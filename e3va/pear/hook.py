@@ -13,6 +13,7 @@ from ..methods.base import choice, integer, number
 from ..methods.routing import KEY, follow_routing, routing_of, table_of
 from ..registry import HOOKS
 from ..train.change import epoch_length, plain, settle
+from ..train.recorded import same_options
 from ..tuned import find_tuned
 from . import plan as pear
 from .optim import MomentsMixin
@@ -195,15 +196,14 @@ class PearHook(Hook):
             raise ValueError('the checkpoint to resume is not one of Pear: it has no record of the contributions; '
                              'start a new run, or drop the hook')
         prefix, trunk = find_tuned(plain(runner.model))
-        others = [f'{name}={value!r} instead of {self.options.get(name)!r}' for name, value in saved['options'].items()
-                  if value != self.options.get(name)]
+        theirs, ours = dict(saved['options']), dict(self.options)
         if 'method' in saved:                                           # else of a version that did not record it
             types = saved['method']['type'], trunk.tuning.method.config['type']
             found = differences(saved['method'], trunk.tuning.method) if len(set(types)) == 1 else dict(method=types)
-            others += [f'{name}={theirs!r} instead of {ours!r}' for name, (theirs, ours) in found.items()]
-        if others:
-            raise ValueError(f'the checkpoint to resume is of a run of Pear with {", ".join(others)}: resume with the '
-                             'same options')
+            theirs.update((name, value) for name, (value, _) in found.items())
+            ours.update((name, value) for name, (_, value) in found.items())
+        same_options(theirs, ours,
+                     'the checkpoint to resume is of a run of Pear with {both}: resume with the same options')
         if saved['done']:
             settle(runner, partial(follow_routing, given=table_of(checkpoint['state_dict'], prefix)))
             self.done = True

@@ -11,6 +11,8 @@ need to know besides, e.g. the height and width in patches):
     out_norms(trunk)           -> names of the norms in front of the neck or head
     idle_norms(trunk)          -> names of norms that no output passes; only where a family can have such
     ENTRY(trunk)               -> name of the method that the highway takes over
+    IN_PLACE                   -> pattern of layers whose outputs the trunk changes in place, or None
+    size(trunk)                -> (height, width) that images must have, or None
     stages(trunk)              -> list of stages, each a list of blocks
     merges(trunk)              -> {stage: module that leads to the next stage}
     taps(trunk)                -> the places that the trunk gives out, as (stage, block) or (stage, 'merged')

@@ -1,10 +1,11 @@
 """DaViT of timm: maps (B, C, H, W); blocks attend in windows and across channels in turn, Florence-2's too.
 
 In front of each branch stands x + conv(x), an encoding of positions, which counts as output of the branch.
+`shape` holds the first block of each stage, the only ones whose maps do not come as a view of tokens (see `viewed`).
 """
 from .family import Branch
 from .role import Role
-from .vit_sam_timm import windows
+from .windows import last, windows_of_tokens
 
 CLASSES = ('timm.:DaVit',)
 BLOCKS = ('timm.models.davit:SpatialBlock', 'timm.models.davit:ChannelBlock')
@@ -28,7 +29,7 @@ def merges(trunk):
 
 
 def stem(trunk, image):
-    return trunk.stem(image), None
+    return trunk.stem(image), [stage.blocks[0][0] for stage in trunk.stages]
 
 
 def run(block, x, shape):
@@ -37,18 +38,21 @@ def run(block, x, shape):
 
 def branches(block, shape):
     size = block.window_size[0] if hasattr(block, 'window_size') else 0
-    return dict(attn=Branch(last(lambda x: attention(block, size, block.norm1(x))), block.drop_path1, front=block.cpe1),
-                mlp=Branch(last(lambda x: block.mlp(block.norm2(x))), block.drop_path2, front=block.cpe2))
+    first = any(block is one for one in shape)
+    return dict(attn=Branch(last(lambda x: windows_of_tokens(size, block.attn, block.norm1(x))), block.drop_path1,
+                            front=lambda x: block.cpe1(x if first else viewed(x))),
+                mlp=Branch(last(lambda x: block.mlp(block.norm2(x))), block.drop_path2,
+                           front=lambda x: block.cpe2(viewed(x))))
 
 
-def last(run):
-    """run with the channels last."""
-    return lambda x: run(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+def viewed(x):
+    """x with the strides that the stock block's view of tokens has: by them torch picks a convolution for one image."""
+    return x.flatten(2).view(x.shape)
 
 
-def attention(block, size, x):
-    return windows(size, lambda x: block.attn(x.flatten(1, 2)).view_as(x), x)
+def merge(module, x, shape):
+    return module(viewed(x)), shape
 
 
 def end(trunk, x):
-    return trunk.norm_pre(x)
+    return trunk.norm_pre(viewed(x))

@@ -6,9 +6,9 @@ other blocks: what these do to the stream counts as output of the branch that th
 The outputs of a qkv layer lie q, k, v of the first head, q, k, v of the second, so that the three are no slices: what
 is said of one of these roles falls to the whole layer.
 """
-from .davit import attention, last
 from .family import Branch
 from .role import Role
+from .windows import last, windows_of_tokens
 
 CLASSES = ('timm.:TinyVit',)
 BLOCKS = ('timm.:TinyVitBlock', 'timm.models.tiny_vit:MBConv')
@@ -50,5 +50,5 @@ def run(block, x, shape):
 def branches(block, shape):
     if not hasattr(block, 'attn'):
         return dict(mlp=Branch(None, front=block))
-    return dict(attn=Branch(last(lambda x: attention(block, block.window_size, x)), block.drop_path1),
+    return dict(attn=Branch(last(lambda x: windows_of_tokens(block.window_size, block.attn, x)), block.drop_path1),
                 mlp=Branch(last(block.mlp), block.drop_path2, front=block.local_conv))

@@ -3,6 +3,7 @@ from functools import partial
 
 from .family import Branch
 from .role import Role
+from .windows import windows
 
 CLASSES = ('timm.:VisionTransformerSAM',)
 BLOCKS = ('timm.models.vision_transformer_sam:Block',)
@@ -38,15 +39,6 @@ def branches(block, shape):
         drop = partial(windows, size, drop)
     return dict(attn=Branch(lambda x: windows(size, lambda x: block.ls1(block.attn(x)), block.norm1(x)), drop),
                 mlp=Branch(lambda x: block.ls2(block.mlp(block.norm2(x))), block.drop_path2))
-
-
-def windows(size, run, x):
-    """run(x) in windows of size x size of a map (B, H, W, C); 0: on all of it."""
-    if size == 0:
-        return run(x)
-    from timm.models.vision_transformer_sam import window_partition, window_unpartition
-    inside, padded = window_partition(x, size)
-    return window_unpartition(run(inside), size, x.shape[1:3], padded)
 
 
 def out_norms(trunk):

@@ -27,7 +27,7 @@ from .reduce import reduce
 ROOT = Path(__file__).parents[2]
 FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'configs').rglob('*.py'))
 METHODS = [name for name in FILES if '/methods/' in name]
-PARTS = [name for name in FILES if name.startswith(('configs/_base_/models/', 'configs/_base_/suites/'))]
+PARTS = [name for name in FILES if re.match('configs/_base_/(models|schedules|suites)/', name)]
 RUNS = [name for name in FILES if name not in METHODS + PARTS]
 TASKS = [name for name in RUNS if name.startswith('configs/_base_/tasks/')]
 

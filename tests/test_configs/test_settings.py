@@ -130,7 +130,7 @@ def test_dmlora_has_a_row_for_each_task(method, suite, count):
         cfg = parse(str(file), '--method', method)
         own, tuned = cfg.default_hooks.dmlora, cfg.model.backbone.method
         assert (cfg.train_dataloader.batch_size, cfg.auto_scale_lr.base_batch_size) == (64, 64)
-        assert (tuned.rank, tuned.branches, tuned.scale, tuned.roles) == (8, 8, 1., ('q', 'v'))
+        assert (tuned.rank, tuned.branches, tuned.scale) == (8, 8, 1.) and 'roles' not in tuned     # q and v
         assert (own.halving, own.scale_length) == (('dropout', 10) if method == 'dmlora' else ('average', None))
         assert own.every * 3 <= cfg.train_cfg.max_epochs                # halved to 4, 2 and 1 within the run
 

@@ -436,6 +436,7 @@ def test_a_run_ends_with_scores_rows_and_a_picture(tmp_path):
     cfg = tiny_task(tmp_path, epochs=1)
     out = io.StringIO()
     result = run(cfg, 'e3va', 1, tmp_path / 'work', Console(file=out), options={'model.backbone.method.rank': 2})
+    assert out.getvalue().startswith('e3va, seed 1: first step, loss ')
     assert 'e3va, seed 1: epoch 1 of 1' in out.getvalue() and result['saved_mib'] > 0 and result['train_s'] > 0
     assert result['trained'] == 3 * 2 * (4 * 2 * (24 + 12) + 24 + 12) + 3 * 2 * 24     # rank 2, width 24, 3 blocks
     assert list(result['scores']) == ['val'] and list(result['scores']['val']) == ['AP', 'AP50']
@@ -444,7 +445,7 @@ def test_a_run_ends_with_scores_rows_and_a_picture(tmp_path):
     row, = rows('data', 'e3va', 1, cfg, result)
     assert {'task', 'method', 'seed', 'metric', 'value', 'commit', 'command', 'device'} <= set(row)
     assert row['metric'] == 'AP' and row['value'] == round(result['scores']['val']['AP'], 2)
-    draw(tmp_path / 'demo.png', dict(e3va=result), ['blob', 'cell'])
+    draw(tmp_path / 'demo.png', result['predictions'], dict(e3va=result), ['blob', 'cell'])
     width, height = Image.open(tmp_path / 'demo.png').size
     assert width > 600 and height > 600
     Console(file=out, width=120).print(table('data', {('e3va', 1): result}, ['e3va'], [1], {}))
@@ -524,6 +525,15 @@ def test_a_result_counts_for_its_settings_only(tmp_path, monkeypatch):
     assert not set(folders()) & set(third)
 
 
+def test_epochs_of_the_trees_and_of_a_users_boxes(tmp_path):
+    from experiment import task_config
+    found = folder.read_folder(coco_folder(tmp_path), tmp_path)
+    for epochs, data in ((8, None), (8, found)):
+        cfg = task_config(data)
+        assert cfg.epochs == cfg.train_cfg.max_epochs == cfg.train_cfg.val_interval == epochs
+        assert cfg.param_scheduler[-1].end == cfg.param_scheduler[-1].T_max == epochs
+
+
 def test_methods_of_one_name_are_refused(capsys):
     from run import parse
     with pytest.raises(SystemExit):
@@ -556,12 +566,13 @@ def test_a_result_is_whole_or_not_there_and_then_reused(tmp_path, monkeypatch, c
     trained = []
 
     def train(cfg, method, seed, work_dir, console, splits, options):
+        assert (tmp_path / 'out' / 'demo.png').is_file()                 # the truth, before anything is trained
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit[0] if trained else 200, limit[1]))
         trained.append(work_dir)
         work_dir.mkdir(parents=True, exist_ok=True)
         image = dict(image=str(data / 'JPEGImages' / 'a.jpg'), true=[[0, 1.0, 1.0, 9.0, 9.0]], predicted=[])
         return dict(scores=dict(val=dict(AP=50.0, AP50=60.0)), trained=1, saved_mib=1.0, train_s=1.0,
-                    predictions=[image])
+                    predictions=3 * [image])
 
     monkeypatch.setattr(experiment, 'run', train)
     command = ['--data', str(data), '--methods', 'fixed', '--out', str(tmp_path / 'out')]

@@ -27,7 +27,7 @@ def test_rows(tmp_path, capsys, kind):
         backbone = dict(type='e3va.Tuned', trunk='VisionTransformer', method=LORA, arch=VIT_ARCH, img_size=64)
         cfg = Config(dict(default_scope='mmpretrain', model=dict(backbone=backbone)))
         torch.save(dict(state_dict={f'backbone.{name}': value for name, value in trunk.state_dict().items()},
-                        meta=dict(cfg=cfg.pretty_text)), path)
+                        meta=dict(cfg=cfg.pretty_text, iter=1)), path)
     else:
         e3va.save_delta(trunk, path)
     if kind == 'folder':                                                # that has moved since

@@ -21,9 +21,15 @@ case "$*" in
 '-m pip '*)
     echo "$*" >>"$STAND_INS/pip_calls"
     [[ -z $PIP_HANGS_AT || "$*" != *"$PIP_HANGS_AT"* ]] || { touch "$STAND_INS/hangs"; sleep 60; }
+    # a wheel of mmcv is where an earlier build has left it
+    [[ "$*" != *'--only-binary onedl-mmcv'* || -e "$STAND_INS/kept" ]] || { echo 'No matching distribution'; exit 1; }
     [[ -z $PIP_FAILS_AT || "$*" != *"$PIP_FAILS_AT"* ]] || { echo "$PIP_SAYS"; exit 1; } ;;
 *'import torch'*) [ -n "$HAS_TORCH" ] ;;
-*'import mmcv.ops') [ "$LACKS" != operators ] ;;
+*'import mmcv.ops') [[ "$LACKS" != operators || -e "$STAND_INS/built" ]] ;;
+*'build_mmcv.py --where') echo "$STAND_INS/kept" ;;
+*build_mmcv.py*)
+    [ -z "$BUILD_FAILS" ] || { printf 'error: %s\n' 1 2 3 4 5 >&2; exit 1; }
+    echo '      built in 0 min'; touch "$STAND_INS/kept" "$STAND_INS/built" ;;
 *run.py*) echo "demo: ${*:2}"; exit 7 ;;
 '-m pytest'*) echo "tests: ${*:3}"; exit 5 ;;
 esac
@@ -39,9 +45,10 @@ def stand_in(path, text):
 def clone(tmp_path):
     """A clone that holds only the set-up (its path has a space), on a machine that has what it needs."""
     root = tmp_path / 'a clone'
-    (root / 'tools').mkdir(parents=True)
-    for name in ('setup_env.sh', 'constraints.txt', 'quickstart.sh', 'run_tests.sh'):
-        shutil.copy(TOOLS / name, root / 'tools')
+    (root / 'tools' / 'misc').mkdir(parents=True)
+    for name in ('setup_env.sh', 'build_mmcv.py', 'constraints.txt', 'quickstart.sh', 'run_tests.sh',
+                 'misc/torchvision_first.py'):
+        shutil.copy(TOOLS / name, root / 'tools' / name)
     (root / 'setup.py').touch()
     machine = tmp_path / 'machine'
     machine.mkdir()
@@ -79,7 +86,8 @@ def test_set_up_runs_every_step_once(clone):
     assert re.findall(r'^\[(\d)/8\]', first.stdout, re.M) == list('12345678')
     calls = pip_calls(clone)
     assert all(f'--constraint {clone}/tools/constraints.txt' in call for call in calls)
-    assert 'torch==2.13.0+cpu' in calls[0] and 'onedl-mmcv' in calls[2] and '--no-build-isolation' in calls[2]
+    assert 'torch==2.13.0+cpu' in calls[0]
+    assert f'--only-binary onedl-mmcv --find-links {clone.parent}/machine/kept onedl-mmcv' in calls[2]
     assert calls[-1].endswith(f'--no-deps --no-build-isolation --editable {clone}')
 
     began = time.monotonic()
@@ -148,7 +156,8 @@ def test_two_starts_wait_for_each_other(clone):
     running = [subprocess.Popen(command, env=environment(clone), stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate(timeout=60)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
-    assert sum('[1/8]' in output for output in outputs) == 1 and len(pip_calls(clone)) == 6
+    assert sum('[1/8]' in output for output in outputs) == 1
+    assert sum('opencv-python' in call for call in pip_calls(clone)) == 1
 
 
 def test_changed_versions_and_a_moved_clone_are_noticed(clone):
@@ -174,9 +183,23 @@ def test_the_cpu_build_of_torch_is_looked_for_in_three_places(clone):
                      'torch==2.13.0 torchvision==0.28.0']
 
 
-def test_a_cached_mmcv_without_operators_is_built_again(clone):
-    start(clone, LACKS='operators')
-    assert [call for call in pip_calls(clone) if 'onedl-mmcv' in call and '--no-cache-dir --force-reinstall' in call]
+def test_mmcv_is_built_once_and_what_the_build_says_is_shown(clone):
+    assert '      built in 0 min\n' in start(clone).stdout
+    another = clone.with_name('another clone')
+    shutil.copytree(clone, another, ignore=shutil.ignore_patterns('.venv'))
+    assert 'built in' not in start(another).stdout
+
+
+def test_a_kept_mmcv_that_does_not_load_is_built_again(clone):
+    (clone.parent / 'machine' / 'kept').touch()
+    done = start(clone, LACKS='operators')
+    assert done.returncode == 0 and 'built in' in done.stdout
+    assert [call for call in pip_calls(clone) if 'onedl-mmcv' in call and '--force-reinstall --no-deps' in call]
+
+
+def test_a_failed_build_of_mmcv_is_an_error(clone):
+    done = start(clone, BUILD_FAILS='1')
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith('setup: failed: install mmcv')
 
 
 def test_quickstart_and_run_tests_set_up_and_pass_arguments_and_exit_code_on(clone):

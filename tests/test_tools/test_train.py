@@ -315,7 +315,7 @@ WRONG = {                                                       # arguments afte
     '--cfg-options train_dataloader.dataset.metainfo.classes=["unicorn"]': 'train_dataloader.dataset is empty',
     '--resume gone.pth': 'there is no checkpoint gone.pth',
     '--resume other.pth': 'other.pth holds state_dict and no state of an optimizer',
-    '--resume half.pth': 'half.pth does not read',
+    '--resume half.pth': 'half.pth is not a readable checkpoint',
     '--resume detection.pth --method lora': 'is of a run with the method E3VA(rank=8), and this one is with the method '
                                             'LoRA(',
     '--resume detection.pth': 'is of a run with the method E3VA(rank=8), and this one is with no method: resume with',

@@ -15,7 +15,8 @@ def said(caplog):
     def start(trunk, moment='before_train'):
         caplog.clear()
         with caplog.at_level(logging.INFO):
-            getattr(ReportHook(), moment)(types.SimpleNamespace(model=trunk, logger=logging.getLogger('run')))
+            getattr(ReportHook(), moment)(types.SimpleNamespace(
+                model=trunk, logger=logging.getLogger('run'), _resume=False, _load_from=None))
         records = [record for record in caplog.records if record.name == 'run']
         return tuple('\n'.join(r.getMessage() for r in records if r.levelno == level)
                      for level in (logging.INFO, logging.WARNING))

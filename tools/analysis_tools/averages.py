@@ -10,8 +10,8 @@ import argparse
 from collections import defaultdict
 from statistics import fmean as mean
 
-from e3va.command import rows as result_rows
 from e3va.command.line import one_line_errors
+from e3va.command.rows import seeds
 from e3va.datasets import fgvc, vtab
 
 SUITES = dict(vtab=vtab.TASKS, fgvc=fgvc.TASKS)
@@ -19,30 +19,25 @@ SUITES = dict(vtab=vtab.TASKS, fgvc=fgvc.TASKS)
 
 def read(files):
     """{suite: {method: {task: {seed: value}}}} of all rows that belong to the two suites."""
-    results = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
-    for place, ((suite, _, task), method, seed, value) in result_rows.read(files, taken, 'task, method and value'):
-        if task not in SUITES.get(suite, ()):
-            continue
-        seeds = results[suite][method][task]
-        if seed in seeds:
-            raise ValueError(f'{place}: a second value of {suite}_{task}, {method}, seed {seed}; '
-                             'give each run once, and one metric')
-        seeds[seed] = value
-    if not results:
-        raise ValueError(f'{", ".join(map(str, files))}: no row of vtab_TASK or fgvc_TASK')
+    results = defaultdict(lambda: defaultdict(dict))
+    for (task, method), values in seeds(files, taken, 'task, method and value', 'vtab_TASK or fgvc_TASK').items():
+        suite, _, task = task.partition('_')
+        results[suite][method][task] = values
     return results
 
 
 def taken(row):
-    return row['task'].partition('_'), row['method'], row.get('seed', 0), float(row['value'])
+    found = (row['task'], row['method']), row.get('seed', 0), float(row['value'])
+    suite, _, task = row['task'].partition('_')
+    return found if task in SUITES.get(suite, ()) else None
 
 
 def averages(suite, tasks):
     """{column: text} of one method's tasks, {task: {seed: value}}."""
     missing = [task for task in SUITES[suite] if task not in tasks]
-    seeds = {len(values) for values in tasks.values()}
+    counts = {len(values) for values in tasks.values()}
     row = dict(tasks=f'{len(tasks)} of {len(SUITES[suite])}',
-               seeds='-'.join(map(str, sorted({min(seeds), max(seeds)}))))
+               seeds='-'.join(map(str, sorted({min(counts), max(counts)}))))
     if missing:
         return dict(row, missing=', '.join(missing))
     values = {task: mean(values.values()) for task, values in tasks.items()}

@@ -11,41 +11,38 @@ import argparse
 import json
 import sys
 from collections import defaultdict
+from functools import partial
 from statistics import fmean as mean
 
-from e3va.command import rows as result_rows
 from e3va.command.line import one_line_errors
+from e3va.command.rows import seeds
+
+HAS = "task, method, split ('val' or 'test') and value"
 
 
 def read(files, methods):
     """{task: {split: {method: {seed: row}}}} of the rows of some methods."""
     found = defaultdict(lambda: dict(val=defaultdict(dict), test=defaultdict(dict)))
-
-    def taken(row):
-        if row['method'] in methods:
-            row['value'] = float(row['value'])
-            return row, found[row['task']][row['split']][row['method']]
-
-    for place, one in result_rows.read(files, taken, "task, method, split ('val' or 'test') and value"):
-        if one is None:
-            continue
-        row, rows = one
-        seed = row.get('seed', 0)
-        if seed in rows:
-            raise ValueError(f'{place}: a second value of {row["task"]}, {row["method"]}, {row["split"]}, seed {seed}; '
-                             'give each run once, and one metric')
-        rows[seed] = row
-    if not found:
-        raise ValueError(f'{", ".join(map(str, files))}: no row of {", ".join(methods)}')
+    of = ', '.join(methods)
+    for (task, method, split), rows in seeds(files, partial(taken, methods), HAS, of).items():
+        found[task][split][method] = rows
     return found
+
+
+def taken(methods, row):
+    if row['method'] not in methods:
+        return None
+    if row['split'] not in ('val', 'test'):
+        raise ValueError(f'split {row["split"]}')
+    return (row['task'], row['method'], row['split']), row.get('seed', 0), dict(row, value=float(row['value']))
 
 
 def choose(splits, methods, task):
     """The method with the best validation mean; ValueError where they were not all validated on the same seeds."""
-    seeds = {method: sorted(splits['val'][method]) for method in methods}
-    if any(found != seeds[methods[0]] or not found for found in seeds.values()):
+    tried = {method: sorted(splits['val'][method]) for method in methods}
+    if any(found != tried[methods[0]] or not found for found in tried.values()):
         raise ValueError(f'{task}: the choice needs every method on val, by the same seeds; found '
-                         + ', '.join(f'{method} {found or "none"}' for method, found in seeds.items()))
+                         + ', '.join(f'{method} {found or "none"}' for method, found in tried.items()))
     return max(methods, key=lambda method: mean(row['value'] for row in splits['val'][method].values()))
 
 

@@ -8,18 +8,13 @@ r"""Measure what methods cost on a config: memory, operations and time, side by 
 No data and no weights are needed: images and truth are generated, weights are random.
 """
 import argparse
-import contextlib
-import io
 import json
 import shlex
 import sys
-import warnings
 from pathlib import Path
 
-from rich.console import Console
-
 from e3va.command.config import load_config
-from e3va.command.line import one_line_errors
+from e3va.command.line import quiet
 from e3va.cost import growth
 from e3va.cost.measure import measure
 from e3va.cost.plot import FORMATS, plot
@@ -65,20 +60,17 @@ def check_writable(option, path):
 
 def main(argv=None):
     args = parser().parse_args(argv)
-    console = Console(stderr=True)
-    with one_line_errors(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter('ignore')                         # the libraries' words, not the user's
+    with quiet() as say:
         for option, path in (('--out', args.out), ('--plot', args.plot)):
             if path:
                 check_writable(option, path)
         if args.plot and Path(args.plot).suffix not in FORMATS:
             raise ValueError(f'--plot {args.plot}: the name must end in {", ".join(FORMATS)}')
         cfg = load_config(args.config)
-        with console.status('reading') as status:
-            common = dict(size=args.size, images=args.batch, steps=args.steps, dtype=args.dtype, say=status.update)
-            specs = parse(args.methods)
-            rows = (growth.sweep(cfg, specs, *growth.parse(args.over), **common) if args.over else
-                    measure(cfg, specs, **common))
+        common = dict(size=args.size, images=args.batch, steps=args.steps, dtype=args.dtype, say=say)
+        specs = parse(args.methods)
+        rows = (growth.sweep(cfg, specs, *growth.parse(args.over), **common) if args.over else
+                measure(cfg, specs, **common))
         command = shlex.join(['python', *(sys.argv if argv is None else [sys.argv[0], *argv])])
         rows = [dict(config=args.config, **row, command=command) for row in rows]
     if args.out:

@@ -6,10 +6,7 @@ r"""What methods cost at inference, merged where they can be: added parameters, 
 Parameters and operations are counted, times are those of runs in turn. No data and no weights are needed.
 """
 import argparse
-import contextlib
-import io
 import json
-import warnings
 from functools import partial
 
 import torch
@@ -18,7 +15,7 @@ from mmengine.registry import MODELS, init_default_scope
 from rich.console import Console
 
 from e3va.command.config import load_config
-from e3va.command.line import one_line_errors
+from e3va.command.line import quiet
 from e3va.cost import batch, inference, spec
 from e3va.cost.measure import device_name
 from e3va.cost.table import number, short, table
@@ -96,15 +93,12 @@ def printed(i, row):
 
 def main(argv=None):
     args = parser().parse_args(argv)
-    console = Console(stderr=True)
-    with one_line_errors(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter('ignore')                         # the libraries' words, not the user's
+    with quiet() as say:
         if bool(args.config) == args.table6:
             raise ValueError('give a config, or --table6, which has its own')
         config = args.config or TABLE6
         specs = spec.parse(args.methods or (','.join(PAPER) if args.table6 else 'full,dmlora'))
-        with console.status('reading') as status:
-            size, rows = measure(load_config(config), specs, args.size, args.batch, args.steps, status.update)
+        size, rows = measure(load_config(config), specs, args.size, args.batch, args.steps, say)
     if args.out:
         rows = [dict(config=config, height=size[0], width=size[1], batch=args.batch, device=device_name(get_device()),
                      **row) for row in rows]

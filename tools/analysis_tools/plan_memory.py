@@ -8,15 +8,13 @@ No GPU, no data and no weights are needed. How it is counted is said in e3va/cos
 """
 import argparse
 import contextlib
-import io
 import math
-import warnings
 from functools import partial
 
 from rich.console import Console
 
 from e3va.command.config import load_config
-from e3va.command.line import one_line_errors
+from e3va.command.line import quiet
 from e3va.cost.batch import OBJECTS
 from e3va.cost.plan import plan
 from e3va.cost.spec import parse
@@ -117,9 +115,7 @@ def tables(plans, cards, reserve, paper):
 
 def main(argv=None):
     args = parser().parse_args(argv)
-    console = Console(stderr=True)
-    with one_line_errors(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter('ignore')                         # the libraries' words, not the user's
+    with quiet() as say:
         if bool(args.config) == args.table4:
             raise ValueError('give a config, or --table4, which has its own')
         cards = {text: gibibytes('--gpu', text) for text in args.gpu or map(str, CARDS)}
@@ -127,8 +123,7 @@ def main(argv=None):
         given = TABLE4 if args.table4 else dict(config=args.config, method='e3va', objects=OBJECTS)
         cfg, specs = load_config(given['config']), parse(args.method or given['method'])
         objects = given['objects'] if args.objects is None else args.objects
-        with console.status('reading') as status:
-            size, plans = plan(cfg, specs, args.size, args.dtype, objects, status.update)
+        size, plans = plan(cfg, specs, args.size, args.dtype, objects, say)
     print(f'{given["config"]}: {size[0]}x{size[1]}, {args.dtype}, {objects} boxes in an image; counted, not run')
     print(tables(plans, cards, reserve, args.table4))
 

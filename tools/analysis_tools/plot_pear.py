@@ -7,16 +7,12 @@ The folder of a run, whose last checkpoint is taken, a checkpoint (epoch_100.pth
 printed too, a line each: block, role, contribution (per entry where units differ in size), and the block and role of
 the unit that serves it.
 """
-import argparse
-from pathlib import Path
-
 from mmengine.registry import MODELS as ROOT
 from mmengine.registry import DefaultScope
 
-from e3va.command.line import one_line_errors, trust_option
+from e3va.command.line import plot_parser, plotting
 from e3va.cost.plot import FORMATS
 from e3va.files import foreign
-from e3va.files.checkpoint import trusting
 from e3va.methods.routing import TABLE, follow_routing
 from e3va.pear import picture as pear_map
 from e3va.pear import plan as pear
@@ -46,13 +42,8 @@ def rows(state, backbone, scope):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('run', help='a folder, a .pth checkpoint or a .safetensors delta of a run with Pear')
-    parser.add_argument('--out', default='pear.png', help='the picture (default: %(default)s)')
-    args = trust_option(parser).parse_args(argv)
-    with one_line_errors(), trusting(args.trust_checkpoint):
-        if Path(args.out).suffix not in FORMATS:
-            raise ValueError(f'--out {args.out}: the name must end in {", ".join(FORMATS)}')
+    args = plot_parser(__doc__, 'Pear', 'pear.png').parse_args(argv)
+    with plotting(args, FORMATS):
         found = rows(*read(args.run))
         pear_map.save(found, args.out)
         places = {row['name']: f'{row["block"]} {row["role"]}' for row in found}

@@ -1,17 +1,14 @@
 """Plot the scales that DMLoRA has learned, layer by layer.
 
-    python tools/analysis_tools/plot_scales.py CHECKPOINT --out scales.png
+    python tools/analysis_tools/plot_scales.py RUN --out scales.png
 
 A checkpoint of a run (epoch_110.pth), a delta of one (delta_epoch_110.safetensors), or the run's folder: its last
 checkpoint.
 """
-import argparse
 import re
-from pathlib import Path
 
-from e3va.command.line import one_line_errors, trust_option
+from e3va.command.line import plot_parser, plotting
 from e3va.cost.plot import FORMATS, clean, plt
-from e3va.files.checkpoint import trusting
 from e3va.train.saved_run import run_of
 
 BLOCK = r'(.*?\d+(?:\.(?:blocks\.)?\d+)?)\.(.*)'                       # and the layer in it
@@ -55,18 +52,13 @@ def plot(found, start, path):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('checkpoint', help='a .pth checkpoint, a .safetensors delta or the folder of a run with DMLoRA')
-    parser.add_argument('--out', default='scales.png', help='the picture (default: %(default)s)')
-    args = trust_option(parser).parse_args(argv)
-    with one_line_errors(), trusting(args.trust_checkpoint):
-        if Path(args.out).suffix not in FORMATS:
-            raise ValueError(f'--out {args.out}: the name must end in {", ".join(FORMATS)}')
-        state, backbone, prefix, _ = run_of(args.checkpoint)
+    args = plot_parser(__doc__, 'DMLoRA', 'scales.png').parse_args(argv)
+    with plotting(args, FORMATS):
+        state, backbone, prefix, _ = run_of(args.run)
         method = backbone.get('method') or {}
         found = rows(state, prefix, method.get('roles', ('q', 'v')))
         if not found:
-            raise ValueError(f'{args.checkpoint} holds no scales of DMLoRA: it is of another method, or merged')
+            raise ValueError(f'{args.run} holds no scales of DMLoRA: it is of another method, or merged')
         plot(found, method.get('scale', 1.), args.out)
         for block, role, scale in found:
             print(f'{block}\t{role}\t{scale:.4f}')

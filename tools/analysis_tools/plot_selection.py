@@ -1,21 +1,18 @@
 """Plot where the weights lie that GPS has selected: how many in each block, by the role of their layer.
 
-    python tools/analysis_tools/plot_selection.py CHECKPOINT --out selection.png
+    python tools/analysis_tools/plot_selection.py RUN --out selection.png
 
 A checkpoint of a run (epoch_100.pth), a delta of one (delta_epoch_100.safetensors), or the run's folder: its last
 checkpoint. Printed are, layer by layer, its selected entries and, where the file has the weight, their share of it and
 the inputs that they read: what backward needs of the layer's input.
 """
-import argparse
 import re
-from pathlib import Path
 
 import numpy as np
 from matplotlib.colors import LogNorm
 
-from e3va.command.line import one_line_errors, trust_option
+from e3va.command.line import plot_parser, plotting
 from e3va.cost.plot import FORMATS, clean, plt
-from e3va.files.checkpoint import trusting
 from e3va.train.saved_run import read
 from e3va.trunks import FAMILIES, alternatives
 
@@ -120,16 +117,11 @@ def line(row):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('checkpoint', help='a .pth checkpoint, a .safetensors delta or the folder of a run with GPS')
-    parser.add_argument('--out', default='selection.png', help='the picture (default: %(default)s)')
-    args = trust_option(parser).parse_args(argv)
-    with one_line_errors(), trusting(args.trust_checkpoint):
-        if Path(args.out).suffix not in FORMATS:
-            raise ValueError(f'--out {args.out}: the name must end in {", ".join(FORMATS)}')
-        found = rows(read(args.checkpoint)[0])
+    args = plot_parser(__doc__, 'GPS', 'selection.png').parse_args(argv)
+    with plotting(args, FORMATS):
+        found = rows(read(args.run)[0])
         if not found:
-            raise ValueError(f'{args.checkpoint} holds no selection of GPS: it is of another method, or merged')
+            raise ValueError(f'{args.run} holds no selection of GPS: it is of another method, or merged')
         plot(found, args.out)
         print(*map(line, found), sep='\n')
         known = [row for row in found if 'weights' in row]

@@ -23,6 +23,7 @@ SCORES = dict(
     CocoMetric=dict(AP=('coco/bbox_mAP', 100), AP50=('coco/bbox_mAP_50', 100)),
     SingleLabelMetric=dict(accuracy=('single-label/recall', 1)))
 LONGEST = 336                            # px at which the longest side of a user's image is shown by default
+EPOCHS = 8                               # passes over a user's boxes; the config has those of the trees
 PICTURED = 3                             # validation images in the picture
 
 
@@ -47,6 +48,9 @@ def task_config(found=None, epochs=None, size=None, crops=False, rate=None):
             next(step for step in dataset.pipeline if step.type == 'Resize').scale = (size, size)
             if split != 'train':
                 cfg[f'{split}_evaluator'].update(dict(num_classes=len(classes)) if crops else dict(ann_file=file))
+        if not crops:
+            epochs = epochs or EPOCHS
+            cfg.epochs = EPOCHS
     if epochs:
         cfg.train_cfg.max_epochs = cfg.train_cfg.val_interval = epochs
         cfg.param_scheduler[-1].end = cfg.param_scheduler[-1].T_max = epochs
@@ -111,21 +115,33 @@ def saved_mib(runner):
     return saved_bytes(lambda: model(**data, mode='loss'), model) / 2 ** 20
 
 
-def predictions(runner):
-    """For some validation images the true boxes, and as many of the model's most certain ones, in px of the file.
+def truth(dataset):
+    """The validation images of the picture and their true boxes, in px of the file.
 
     Returns:
-        list of dict: image, true and predicted: lists of [label, x1, y1, x2, y2].
+        dict: {index: dict(image, true)}; true is a list of [label, x1, y1, x2, y2].
     """
-    model, dataset = runner.model.eval(), runner.val_dataloader.dataset
     boxed = [i for i in range(len(dataset)) if boxes(dataset, i)] or list(range(len(dataset)))
+    chosen = sorted({boxed[k * (len(boxed) - 1) // max(PICTURED - 1, 1)] for k in range(PICTURED)})
+    return {i: dict(image=dataset.get_data_info(i)['img_path'], true=boxes(dataset, i)) for i in chosen}
+
+
+def validation_set(cfg):
+    """The boxes to validate on, before there is a model to read the images for."""
+    from mmdet.registry import DATASETS
+    with contextlib.redirect_stdout(None):
+        return DATASETS.build(dict(cfg.val_dataloader.dataset, pipeline=[]))
+
+
+def predictions(runner):
+    """`truth`, and as many of the model's most certain boxes under `predicted`: a list of dict."""
+    model, dataset = runner.model.eval(), runner.val_dataloader.dataset
     out = []
-    for i in sorted({boxed[k * (len(boxed) - 1) // max(PICTURED - 1, 1)] for k in range(PICTURED)}):
-        true = boxes(dataset, i)
+    for i, image in truth(dataset).items():
         with torch.no_grad():
             found = model.test_step(pseudo_collate([dataset[i]]))[0].pred_instances.cpu()
-        best = found.scores.argsort(descending=True)[:len(true)]
-        out.append(dict(image=dataset.get_data_info(i)['img_path'], true=true, predicted=[
+        best = found.scores.argsort(descending=True)[:len(image['true'])]
+        out.append(dict(image, predicted=[
             [int(label), *map(float, box)] for label, box in zip(found.labels[best], found.bboxes[best])]))
     return out
 

@@ -11,15 +11,15 @@ from matplotlib import pyplot as plt  # noqa: E402
 COLOURS = plt.get_cmap('tab10').colors
 
 
-def draw(path, results, classes):
+def draw(path, shown, results, classes):
     """Write the picture.
 
     Args:
         path: the png file.
-        results (dict): {method: result of `experiment.run`}; all show the same images.
+        shown (list of dict): image and true boxes, of `experiment.truth`.
+        results (dict): {method: result of `experiment.run`} of the methods that are done; all show the same images.
         classes (sequence of str): names by label.
     """
-    shown = next(iter(results.values()))['predictions']
     columns = [('truth', [item['true'] for item in shown])]
     for method, result in results.items():
         scores = ', '.join(f'{split} {values["AP"]:.1f}' for split, values in result['scores'].items())
@@ -39,8 +39,9 @@ def draw(path, results, classes):
                     (left, top), right - left, bottom - top, fill=False, linewidth=1.3,
                     edgecolor=COLOURS[label % len(COLOURS)]))
     handles = [plt.Line2D([], [], color=COLOURS[i % len(COLOURS)], label=name) for i, name in enumerate(classes[:10])]
-    figure.legend(handles=handles, loc='outside lower center', ncols=len(handles), fontsize=9, frameon=False, title=(
-        'of each method: as many of its most certain boxes as the truth has'), title_fontsize=9)
+    said = 'of each method: as many of its most certain boxes as the truth has' if results else 'what is to be found'
+    figure.legend(handles=handles, loc='outside lower center', ncols=len(handles), fontsize=9, frameon=False,
+                  title=said, title_fontsize=9)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)

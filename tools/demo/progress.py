@@ -1,4 +1,7 @@
-"""One progress bar a run: mmengine's hook says when, rich draws. Where the output is no terminal, a line an epoch."""
+"""One progress bar a run: mmengine's hook says when, rich draws.
+
+Where the output is no terminal: a line for the first step and one for each epoch.
+"""
 from mmengine.hooks import Hook
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -28,6 +31,8 @@ class ProgressHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self.bar.update(self.task, completed=runner.iter + 1, loss=f'{outputs["loss"].item():.2f}',
                         description=self.heading(runner))
+        if batch_idx == runner.epoch == 0 and not self.console.is_terminal:
+            self.console.print(f'{self.heading(runner)}: first step, loss {outputs["loss"].item():.2f}')
 
     def after_train_epoch(self, runner):
         if not self.console.is_terminal:

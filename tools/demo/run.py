@@ -70,7 +70,7 @@ def main(argv=None):
 
 
 def demo(args, console):
-    from experiment import rows, run, task_config
+    from experiment import rows, run, task_config, truth, validation_set
     from fetch import cache_folder
     from folder import read_folder
     from picture import draw
@@ -85,15 +85,20 @@ def demo(args, console):
     out, cache = Path(args.out), cache_folder()
     check_work_dir(str(out))
     found = read_folder(args.data, cache) if args.data else None
-    prepare_weights(cache, console.print)
     if not found:
         prepare_trees(cache, console.print)
     if args.crops:
         from crops import make_crops
         found = make_crops(found, cache)
     cfgs = {rate: task_config(found, args.epochs, args.size, args.crops, rate) for rate in args.rates or [None]}
-    task = (Path(args.data).absolute().name + args.crops * '_crops') if args.data else 'trees'
     first = next(iter(cfgs.values()))
+    classes = first.train_dataloader.dataset.metainfo.classes
+    if not args.crops:                                                   # something to see before the 90 MB of weights
+        shown = list(truth(validation_set(first)).values())
+        draw(out / 'demo.png', shown, {}, classes)
+        console.print(f'picture: {out / "demo.png"}, the truth; each method joins it when it is done', soft_wrap=True)
+    prepare_weights(cache, console.print)
+    task = (Path(args.data).absolute().name + args.crops * '_crops') if args.data else 'trees'
     place = out / f'{task}{digest(args.data)}_{first.train_cfg.max_epochs}e'
     folders = {}                                                         # (rate, method, seed): where it runs
     for rate, cfg in cfgs.items():
@@ -122,13 +127,15 @@ def demo(args, console):
         for name in methods:
             tried = {rate: finish(rate, name, args.seeds[0], 'choice.json', 'choices.jsonl', ['val']) for rate in cfgs}
             rates[name] = max(tried, key=lambda rate: next(iter(tried[rate]['scores']['val'].values())))
-    results = {(name, seed): finish(rates[name], name, seed, 'result.json', 'results.jsonl', ['val', 'test'])
-               for seed in args.seeds for name in methods}
+    results = {}
+    for seed in args.seeds:
+        for name in methods:
+            results[name, seed] = finish(rates[name], name, seed, 'result.json', 'results.jsonl', ['val', 'test'])
+            if not args.crops and seed == args.seeds[0]:
+                draw(out / 'demo.png', shown, {name: result for (name, _), result in results.items()}, classes)
 
     console.print(table(task, results, list(methods), args.seeds, rates if len(cfgs) > 1 else {}))
     if not args.crops:
-        classes = first.train_dataloader.dataset.metainfo.classes
-        draw(out / 'demo.png', {name: results[name, args.seeds[0]] for name in methods}, classes)
         console.print(f'picture: {out / "demo.png"}', soft_wrap=True)
     console.print(f'rows: {out / "results.jsonl"}', soft_wrap=True)
 

@@ -5,16 +5,12 @@
 # The rates are for a method (SSF: 1e-2, GPS: 1e-4 to 3e-3); 1e-3 is ours. Both average the weights (EMA), which this
 # leaves out; what else differs between papers is in ../tasks/README.md.
 # Data: data/fgvc/FOLDER with VPT's train.json, val.json and test.json, ../tasks/README.md.
-_base_ = 'mmpretrain::_base_/default_runtime.py'
+_base_ = '../schedules/adamw_100e.py'
 
-# ---- what one edits
+# ---- what one edits; the rest, with the rate, is in ../schedules/adamw_100e.py
 suite = 'fgvc'
 data_root = 'data/fgvc'
 batch_size = 32           # images, 1 GPU; `--auto-scale-lr` adapts the rate to another number
-learning_rate = 1e-3
-weight_decay = 0.05
-max_epochs = 100
-warmup_epochs = 10
 
 # ---- the data: all training images, the test set once, at the end. To choose settings, see a tenth of them instead:
 # --cfg-options train_dataloader.dataset.split=train val_dataloader.dataset.split=val
@@ -40,15 +36,6 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='Accuracy', topk=(1, ))
 test_evaluator = val_evaluator
 
-# ---- the schedule
-train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=max_epochs)
-val_cfg = dict()
-test_cfg = dict()
-optim_wrapper = dict(optimizer=dict(type='AdamW', lr=learning_rate, weight_decay=weight_decay))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-4, by_epoch=True, end=warmup_epochs, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', eta_min=1e-8, by_epoch=True, begin=warmup_epochs, end=max_epochs,
-         convert_to_iter_based=True)
-]
+# ---- what goes with the schedule
 default_hooks = dict(checkpoint=dict(interval=10, max_keep_ckpts=2))
 auto_scale_lr = dict(enable=False, base_batch_size=32)

@@ -5,13 +5,12 @@
 # averages the weights (EMA), which this leaves out. The augmentation is written as in mmpretrain's
 # imagenet_bs64_swin_224.py.
 # Data: data/imagenet/{train,val}.
-_base_ = 'mmpretrain::_base_/default_runtime.py'
+_base_ = '../schedules/adamw_100e.py'
 
 # ---- what one edits
 suite = 'imagenet'
 batch_size = 32           # images per GPU
 learning_rate = 1e-3      # for 8 GPUs x 32 images; `--auto-scale-lr` adapts it to another number
-weight_decay = 0.05
 max_epochs = 30
 warmup_epochs = 5
 
@@ -41,14 +40,11 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
 test_evaluator = val_evaluator
 
-# ---- the schedule
-train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=1)
-val_cfg = dict()
-test_cfg = dict()
-optim_wrapper = dict(optimizer=dict(type='AdamW', lr=learning_rate, weight_decay=weight_decay))
+# ---- what differs from the schedule
+train_cfg = dict(max_epochs=max_epochs, val_interval=1)
+optim_wrapper = dict(optimizer=dict(lr=learning_rate))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-4, by_epoch=True, end=warmup_epochs, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', eta_min=1e-8, by_epoch=True, begin=warmup_epochs, end=max_epochs,
-         convert_to_iter_based=True)
+    dict(_base_.param_scheduler[0], end=warmup_epochs),
+    dict(_base_.param_scheduler[1], begin=warmup_epochs, end=max_epochs)
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=256)

@@ -4,16 +4,13 @@
 # AdamW and 224 px DMLoRA states too: images squeezed to 224x224, no augmentation, 100 epochs, 10 of them warm-up.
 # Inputs are normalised as by VPT, NOAH and FacT; what else differs between papers is in ../tasks/README.md.
 # Data: data/vtab-1k/TASK with its four lists, ../tasks/README.md.
-_base_ = ['../models/vit_b.py', 'mmpretrain::_base_/default_runtime.py']
+_base_ = ['../models/vit_b.py', '../schedules/adamw_100e.py']
 
-# ---- what one edits
+# ---- what one edits; the rest, with the rate, is in ../schedules/adamw_100e.py
 suite = 'vtab'
 data_root = 'data/vtab-1k'
 batch_size = 64           # images, 1 GPU; `--auto-scale-lr` adapts the rate to another number
-learning_rate = 1e-3
 weight_decay = 1e-4
-max_epochs = 100
-warmup_epochs = 10
 checkpoint = 'timm://vit_base_patch16_224.orig_in21k'        # Google's ViT-B_16.npz
 
 # ---- the model: one label an image, no smoothing, no mixing
@@ -40,15 +37,11 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='Accuracy', topk=(1, ))
 test_evaluator = val_evaluator
 
-# ---- the schedule
-train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=max_epochs)
-val_cfg = dict()
-test_cfg = dict()
-optim_wrapper = dict(optimizer=dict(type='AdamW', lr=learning_rate, weight_decay=weight_decay))
+# ---- what differs from the schedule
+optim_wrapper = dict(optimizer=dict(weight_decay=weight_decay))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=warmup_epochs, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=warmup_epochs, end=max_epochs,
-         convert_to_iter_based=True)
+    dict(_base_.param_scheduler[0], start_factor=1e-3),
+    dict(_base_.param_scheduler[1], eta_min=1e-5)
 ]
 default_hooks = dict(logger=dict(interval=15), checkpoint=dict(interval=10, max_keep_ckpts=2))
 auto_scale_lr = dict(enable=False, base_batch_size=64)

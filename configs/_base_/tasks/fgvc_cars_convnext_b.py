@@ -2,11 +2,7 @@
 #
 # FGVC: Stanford Cars, 196 classes, 8,144 training and 8,041 test images, ConvNeXt-B; names no method.
 # Expect: not measured by us. Source: ../suites/fgvc.py. Data: README.md here.
-_base_ = ['../models/convnext_b.py', '../suites/fgvc.py']
+_base_ = ['../models/convnext_b.py', '../suites/fgvc_cars.py']
 
-task = 'cars'
 model = dict(head=dict(num_classes=196))
 data_preprocessor = dict(num_classes=196)
-train_dataloader = dict(dataset=dict(task=task))
-val_dataloader = dict(dataset=dict(task=task))
-test_dataloader = dict(dataset=dict(task=task))

@@ -2,11 +2,7 @@
 #
 # FGVC: CUB-200-2011, 200 classes, 5,994 training and 5,794 test images, ConvNeXt-B; names no method.
 # Expect: not measured by us. Source: ../suites/fgvc.py. Data: README.md here.
-_base_ = ['../models/convnext_b.py', '../suites/fgvc.py']
+_base_ = ['../models/convnext_b.py', '../suites/fgvc_cub.py']
 
-task = 'cub'
 model = dict(head=dict(num_classes=200))
 data_preprocessor = dict(num_classes=200)
-train_dataloader = dict(dataset=dict(task=task))
-val_dataloader = dict(dataset=dict(task=task))
-test_dataloader = dict(dataset=dict(task=task))

@@ -2,11 +2,7 @@
 #
 # FGVC: Stanford Dogs, 120 classes, 12,000 training and 8,580 test images, ViT-B/16; names no method.
 # Expect: not measured by us. Source: ../suites/fgvc.py. Data: README.md here.
-_base_ = ['../models/vit_b.py', '../suites/fgvc.py']
+_base_ = ['../models/vit_b.py', '../suites/fgvc_dogs.py']
 
-task = 'dogs'
 model = dict(head=dict(num_classes=120))
 data_preprocessor = dict(num_classes=120)
-train_dataloader = dict(dataset=dict(task=task))
-val_dataloader = dict(dataset=dict(task=task))
-test_dataloader = dict(dataset=dict(task=task))

@@ -2,11 +2,7 @@
 #
 # FGVC: NABirds, 555 classes, 23,929 training and 24,633 test images, Swin-B; names no method.
 # Expect: not measured by us. Source: ../suites/fgvc.py. Data: README.md here.
-_base_ = ['../models/swin_b.py', '../suites/fgvc.py']
+_base_ = ['../models/swin_b.py', '../suites/fgvc_nabirds.py']
 
-task = 'nabirds'
 model = dict(head=dict(num_classes=555))
 data_preprocessor = dict(num_classes=555)
-train_dataloader = dict(dataset=dict(task=task))
-val_dataloader = dict(dataset=dict(task=task))
-test_dataloader = dict(dataset=dict(task=task))
