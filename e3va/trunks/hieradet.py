@@ -1,7 +1,8 @@
 """SAM 2's Hiera of timm: maps (B, H, W, C), attention in windows that pad; a stage begins with a block that pools.
 
 That block changes the width too: its attention is added to a projection of the normed map, pooled. Its windows shrink
-as the queries in them are pooled.
+as the queries in them are pooled. Images are whole numbers of windows of the first stage (32 pixels), by the stock
+model's positions.
 """
 from torch.nn import functional as F
 
@@ -10,7 +11,7 @@ from .hiera import stages  # noqa: F401  the record takes it from here
 from .role import Role
 
 CLASSES = ('timm.:HieraDet',)
-BLOCKS = ('timm.models.hieradet_sam2:MultiScaleBlock',)
+BLOCKS = ('timm.:MultiScaleBlock',)
 QKV = r'blocks\.\d+\.attn\.qkv'
 ROLES = dict(
     q=Role(QKV, 0, 3), k=Role(QKV, 1, 3), v=Role(QKV, 2, 3),

@@ -1,28 +1,27 @@
-"""MaxViT, CoAtNet and their kin of timm: maps (B, C, H, W); blocks of convolutions, of attention, or both in a row.
+"""MaxViT, CoAtNet and kin of timm: maps (B, C, H, W); blocks of convolutions, of attention, or rows of both.
 
-A row counts as several blocks: one branch of convolutions, then attention in windows and in a grid, with an MLP each. A
-stage begins with a block that pools and widens; the very first one counts as part of the stem.
-
-The q, k and v of a head lie side by side in most qkv layers, so they are no slices: each role is the whole layer.
-Some variants attend by convolutions and have no linears.
+A row is several blocks, convolutions are one branch. A stage's first block pools; the very first is part of the stem.
+A qkv layer lays q, k and v of a head side by side, so that each of these roles is all of it.
 """
-from .davit import last
 from .family import Branch
 from .role import Role
+from .windows import last
 
 CLASSES = ('timm.:MaxxVit',)
-BLOCKS = tuple(f'timm.models.maxxvit:{name}' for name in (
+BLOCKS = tuple(f'timm.:{name}' for name in (
     'MbConvBlock', 'ConvNeXtBlock', 'TransformerBlock2d', 'PartitionAttentionCl', 'PartitionAttention2d',
     'ParallelPartitionAttention'))
+ROWS = ('Sequential', 'MaxxVitBlock', 'ParallelMaxxVitBlock')
 BLOCK = r'stages\.\d+\.blocks\.\d+\.'
-ATTENTION = BLOCK + r'(attn_(block|grid)\.attn|attn\.attn_(block|grid))\.'
+ATTENTION = BLOCK + r'(attn_(block|grid)\.)?attn\.(attn_(block|grid)\.)?'
+MLP = BLOCK + r'(attn(_block|_grid)?\.)?mlp\.'
 QKV = Role(ATTENTION + 'qkv')
-ROLES = dict(q=QKV, k=QKV, v=QKV, proj=Role(ATTENTION + 'proj'),
-             fc1=Role(BLOCK + r'attn(_block|_grid)?\.mlp\.fc1'), fc2=Role(BLOCK + r'attn(_block|_grid)?\.mlp\.fc2'))
+ROLES = dict(q=QKV, k=QKV, v=QKV, proj=Role(ATTENTION + 'proj'), fc1=Role(MLP + 'fc1'), fc2=Role(MLP + 'fc2'))
 HEAD = r'head(\.(?!norm\.).*)?'                                         # its norm is the trunk's
 NORMS = ('norm', 'head.norm')
 AXIS = 1
 INSIDE = True
+IN_PLACE = r'.*\.se(_early)?\.fc1'                                      # by the activation behind it
 
 
 def size(trunk):
@@ -30,17 +29,17 @@ def size(trunk):
 
 
 def stages(trunk):
-    first, *others = map(blocks_of, trunk.stages)
-    return [first[1:], *others]
+    (_, *first), *others = (blocks_of(stage.blocks) for stage in trunk.stages)
+    return [first, *others]
 
 
-def blocks_of(stage):
-    parts = [part for block in stage.blocks for part in (block.children() if hasattr(block, 'conv') else [block])]
-    return [block for part in parts for block in (part if type(part).__name__ == 'Sequential' else [part])]
+def blocks_of(module):
+    parts = module.children() if type(module).__name__ in ROWS else ()
+    return [block for part in parts for block in blocks_of(part)] or [module]
 
 
 def stem(trunk, image):
-    return blocks_of(trunk.stages[0])[0](trunk.stem(image)), None
+    return blocks_of(trunk.stages[0].blocks)[0](trunk.stem(image)), None
 
 
 def names(block):
@@ -48,23 +47,15 @@ def names(block):
 
 
 def like(block):
-    if hasattr(block, 'conv3_1x1'):
-        return block.conv3_1x1.weight[:, 0, 0, 0]
-    return (block.norm2 if hasattr(block, 'norm2') else block.norm).weight
-
-
-def run(block, x, shape):                                               # channels last where there are linears
-    return (block if hasattr(block, 'shortcut') else laid(block, block))(x)
+    return (block.conv3_1x1.weight[:, 0, 0, 0] if hasattr(block, 'conv3_1x1') else
+            getattr(block, 'norm2' if hasattr(block, 'norm2') else 'norm').weight)
 
 
 def branches(block, shape):
-    skip = block.shortcut if type(getattr(block, 'shortcut', None)).__name__ not in ('NoneType', 'Identity') else None
+    skip = getattr(block, 'shortcut', None)
     if not hasattr(block, 'drop_path1'):
         return dict(mlp=Branch(None, front=block, skip=skip))
-    attend = block.attn if hasattr(block, 'shortcut') else block._partition_attn
-    return dict(attn=Branch(laid(block, lambda x: block.ls1(attend(block.norm1(x)))), block.drop_path1, skip),
-                mlp=Branch(laid(block, lambda x: block.ls2(block.mlp(block.norm2(x)))), block.drop_path2))
-
-
-def laid(block, run):
-    return last(run) if type(block.mlp.fc1).__name__ == 'Linear' else run
+    laid = (lambda run: run) if type(block).__name__.endswith('2d') else last
+    attend = block._partition_attn if skip is None else block.attn
+    return dict(attn=Branch(laid(lambda x: block.ls1(attend(block.norm1(x)))), block.drop_path1, skip),
+                mlp=Branch(laid(lambda x: block.ls2(block.mlp(block.norm2(x)))), block.drop_path2))

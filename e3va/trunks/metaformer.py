@@ -1,7 +1,8 @@
 """MetaFormers of timm (PoolFormer and its V2, ConvFormer, CAFormer): maps (B, C, H, W); tokens where a stage attends.
 
 The token mixer is what is called attention elsewhere. Blocks of the late stages scale the stream itself, and layer
-scale stands behind DropPath. Only stages that attend have linear layers.
+scale stands behind DropPath. Where no stage attends, what others do in the attention falls to the mixer's pointwise
+convolutions, in PoolFormers to those of the MLP; linear layers are only in stages that attend.
 """
 from .family import Branch
 from .role import Role
@@ -9,10 +10,11 @@ from .role import Role
 CLASSES = ('timm.:MetaFormer',)
 BLOCKS = ('timm.:MetaFormerBlock',)
 BLOCK = r'stages\.\d+\.blocks\.\d+\.'
-QKV = BLOCK + r'token_mixer\.qkv'
-ROLES = dict(
-    q=Role(QKV, 0, 3), k=Role(QKV, 1, 3), v=Role(QKV, 2, 3),
-    proj=Role(BLOCK + r'token_mixer\.proj'), fc1=Role(BLOCK + r'mlp\.fc1'), fc2=Role(BLOCK + r'mlp\.fc2'))
+FC1, FC2 = Role(BLOCK + r'mlp\.fc1'), Role(BLOCK + r'mlp\.fc2')
+INTO = (FC1, Role(BLOCK + r'token_mixer\.pwconv1'))                     # of what a trunk has the last counts
+OUT = (FC2, Role(BLOCK + r'token_mixer\.pwconv2'), Role(BLOCK + r'token_mixer\.proj'))
+Q, K, V = (Role(BLOCK + r'token_mixer\.qkv', i, 3) for i in range(3))
+ROLES = dict(fc1=FC1, fc2=FC2, q=(*INTO, Q), k=(*INTO, K), v=(*INTO, V), proj=OUT)
 HEAD = r'head(\.(?!norm\.).*)?'                                         # its norm is the trunk's
 NORMS = ('head.norm',)
 AXIS = 1
@@ -42,11 +44,7 @@ def branch(block, run, i):
 
 
 def laid(block, run):
-    """run in the block's own layout: maps where its MLP is made of convolutions, else tokens."""
-    if type(block.mlp.fc1).__name__ == 'Conv2d':
+    """run in the block's own layout: tokens where it attends, else maps."""
+    if type(block.token_mixer).__name__ != 'Attention':
         return run
     return lambda x: run(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, x.shape[2:])
-
-
-def end(trunk, x):
-    return x

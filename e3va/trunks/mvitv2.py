@@ -9,7 +9,7 @@ from .family import Branch
 from .role import Role, stock
 
 CLASSES = ('timm.:MultiScaleVit',)
-BLOCKS = ('timm.models.mvitv2:MultiScaleBlock',)
+BLOCKS = ('timm.:MultiScaleBlock',)
 BLOCK = r'stages\.\d+\.blocks\.\d+\.'
 QKV = BLOCK + r'attn\.qkv'
 ROLES = dict(
@@ -24,8 +24,7 @@ def owns(trunk):
 
 
 def size(trunk):
-    """Tables of relative positions are made for one grid."""
-    table = getattr(trunk.stages[0].blocks[0].attn, 'rel_pos_h', None)
+    table = getattr(trunk.stages[0].blocks[0].attn, 'rel_pos_h', None)          # of positions in one grid
     return None if table is None else tuple((len(table) + 1) // 2 * step for step in trunk.patch_embed.proj.stride)
 
 
