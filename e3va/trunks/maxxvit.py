@@ -3,6 +3,8 @@
 A row is several blocks, convolutions are one branch. A stage's first block pools; the very first is part of the stem.
 A qkv layer lays q, k and v of a head side by side, so that each of these roles is all of it.
 """
+from operator import attrgetter
+
 from .family import Branch
 from .role import Role
 from .windows import last
@@ -22,10 +24,7 @@ NORMS = ('norm', 'head.norm')
 AXIS = 1
 INSIDE = True
 IN_PLACE = r'.*\.se(_early)?\.fc1'                                      # by the activation behind it
-
-
-def size(trunk):
-    return trunk.img_size                                               # of which windows and grids are fractions
+size = attrgetter('img_size')                                           # of which windows and grids are fractions
 
 
 def stages(trunk):
