@@ -35,8 +35,12 @@ from . import (
     eva,
     eva02_mm,
     hiera,
+    hieradet,
     hivit,
+    maxxvit,
+    metaformer,
     mvit_mm,
+    mvitv2,
     pvt_mm,
     pvt_v2,
     swin_mm,
@@ -58,7 +62,8 @@ FAMILIES = dict(swin_mm=Family(swin_mm), swin_timm=OfTimm(swin_timm), vit_mm=Fam
                 davit_mm=Family(davit_mm), hivit=Family(hivit), mvit_mm=Family(mvit_mm),
                 beit=OfTimm(beit), swinv2_timm=OfTimm(swinv2_timm), vit_sam_timm=OfTimm(vit_sam_timm),
                 pvt_v2=OfTimm(pvt_v2), tiny_vit=OfTimm(tiny_vit), davit=OfTimm(davit),
-                hiera=OfTimm(hiera))
+                hiera=OfTimm(hiera), hieradet=OfTimm(hieradet), mvitv2=OfTimm(mvitv2), metaformer=OfTimm(metaformer),
+                maxxvit=OfTimm(maxxvit))
 
 
 def family_of(trunk):

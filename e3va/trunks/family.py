@@ -70,7 +70,7 @@ class Family:
         return 'forward'
 
     def stages(self, trunk):
-        return [list(trunk.blocks)]
+        return [list(stage.blocks) for stage in trunk.stages] if hasattr(trunk, 'stages') else [list(trunk.blocks)]
 
     def merges(self, trunk):
         if not self.INSIDE:
@@ -105,7 +105,8 @@ class Family:
     def size(self, trunk):
         """The (height, width) that images must have; None where they may have any."""
         embed = getattr(trunk, 'patch_embed', None)
-        return tuple(embed.img_size) if getattr(embed, 'strict_img_size', False) else None
+        strict = getattr(embed, 'strict_img_size', False) and embed.img_size
+        return tuple(embed.img_size) if strict else None
 
     def names(self, block):
         """The branches that a block has, of 'attn' and 'mlp', in their order."""

@@ -33,10 +33,6 @@ def stages(trunk):
     return [list(trunk.blocks[i:j]) for i, j in zip(starts, starts[1:]) if i < len(trunk.blocks)]
 
 
-def like(block):
-    return block.norm2.weight
-
-
 def stem(trunk, image):
     return trunk.unroll(trunk._pos_embed(trunk.patch_embed(image))), None
 

@@ -7,6 +7,7 @@ import copy
 import pytest
 import timm
 import torch
+from timm.models import metaformer, mvitv2, register_model
 
 import e3va
 from e3va.registry import MODELS
@@ -14,10 +15,17 @@ from e3va.trunks import FAMILIES, family_of, used
 from e3va.trunks.walk import by_blocks, through_block
 from tests.conftest import distance, projected, stir, tensors
 
+SMALL = dict(small={}, small_cls=dict(use_cls_token=True), small_plain=dict(rel_pos_type=None, mode='max'))
+mvitv2.model_cfgs.update({name: mvitv2.MultiScaleVitCfg(depths=(1, 2, 1, 1), embed_dim=16, **options)
+                          for name, options in SMALL.items()})
+
 ROPE = dict(embed_dim=48, depth=2, num_heads=2, img_size=48, patch_size=16)
 PYRAMID = dict(depths=(1, 1, 2, 1), embed_dim=16, num_heads=(1, 2, 2, 4))
 WIDTHS = dict(depths=(1, 1, 2, 1), embed_dims=(16, 16, 32, 32), num_heads=(1, 2, 2, 4))
 HIERA = dict(stages=(1, 1, 2, 1), embed_dim=16, img_size=(64, 64), drop_path_rate=0.3)
+HIERA_DET = dict(stages=(1, 1, 2, 1), embed_dim=16, drop_path_rate=0.3)
+MAXVIT = dict(
+    depths=(1, 1, 2, 1), embed_dim=(16, 16, 32, 32), stem_width=(8, 16), img_size=64, transformer_dim_head=8)
 DIMS = dict(depths=(1, 1, 2, 1), dims=(16, 16, 32, 32))
 STAGES = dict(embed_dims=8, num_layers=(1, 1, 2, 1), num_heads=(1, 2, 2, 4))
 TOKENS = dict(embed_dims=48, num_layers=2, num_heads=2, feedforward_channels=96)
@@ -26,6 +34,16 @@ SHIFTED = dict(embed_dims=16, depths=[1, 1, 2, 1], num_heads=[1, 2, 2, 4])
 MERGED = dict(embed_dims=64, depths=[1, 1, 7], num_heads=2)
 POOLED = dict(embed_dims=16, num_layers=5, num_heads=1, downscale_indices=[1, 2, 4])
 CHANNELS = dict(depths=[1, 1, 2, 1], channels=[16, 16, 32, 32])
+
+
+@register_model
+def metaformer_small(pretrained=False, plain=False, **options):
+    """timm's own fix the depths and widths; its `create_model` drops options that are None."""
+    options.update(dict(downsample_norm=None, res_scale_init_values=None) if plain else {})
+    return metaformer._create_metaformer(
+        'caformer_s18', pretrained, depths=(1, 1, 2, 1), dims=(16, 24, 32, 64), **options)
+
+
 # name: (family, timm's name or OpenMMLab's type, options, size of the images)
 CASES = dict(
     dinov3=('eva', 'vit_small_patch16_dinov3', ROPE, (48, 48)),                 # no biases in qkv, register tokens
@@ -111,6 +129,26 @@ CASES = dict(
     hiera_abswin=('hiera', 'hiera_small_abswin_256', dict(HIERA, init_values=0.5), (64, 64)),   # layer scale, tables
     hiera_concat=('hiera', 'hiera_tiny_224', dict(                              # widths by pooling twice
         HIERA, use_expand_proj=False, q_pool=3, mask_unit_attn=(True, False, False, False)), (64, 64)),
+    hieradet=('hieradet', 'sam2_hiera_tiny', dict(                              # windows that pad, and pool
+        HIERA_DET, window_spec=(4, 2, 4, 2), global_att_blocks=(3,)), (64, 96)),
+    hieradet_whole=('hieradet', 'hieradet_small', dict(                         # patches that do not overlap
+        HIERA_DET, window_spec=(4, 2, 4, 2), global_att_blocks=(0, 3), patch_size=(4, 4), init_values=0.5), (64, 64)),
+    mvitv2=('mvitv2', 'mvitv2_tiny', dict(cfg_variant='small', img_size=64, drop_path_rate=0.3), (64, 64)),
+    mvitv2_cls=('mvitv2', 'mvitv2_small_cls', dict(cfg_variant='small_cls', img_size=64), (64, 64)),
+    mvitv2_plain=('mvitv2', 'mvitv2_tiny', dict(cfg_variant='small_plain'), (61, 90)),      # no tables of positions
+    metaformer=('metaformer', 'metaformer_small', dict(                         # CAFormer
+        token_mixers=[metaformer.SepConv] * 2 + [metaformer.Attention] * 2, drop_path_rate=0.3,
+        norm_layers=[metaformer.LayerNorm2dNoBias] * 2 + [metaformer.LayerNormNoBias] * 2), (64, 96)),
+    metaformer_pool=('metaformer', 'metaformer_small', dict(                    # PoolFormer: layer scale
+        norm_layers=metaformer.GroupNorm1, plain=True, layer_scale_init_values=0.5, mlp_bias=True, use_mlp_head=False,
+        drop_path_rate=0.3), (64, 64)),
+    metaformer_v2=('metaformer', 'metaformer_small', dict(norm_layers=metaformer.GroupNorm1NoBias), (64, 64)),
+    maxvit=('maxxvit', 'maxvit_rmlp_pico_rw_256', dict(MAXVIT, drop_path_rate=0.3), (64, 64)),
+    maxvit_tf=('maxxvit', 'maxvit_tiny_tf_224', dict(MAXVIT, img_size=(64, 128)), (64, 128)),
+    maxvit_parallel=('maxxvit', 'maxvit_tiny_pm_256', MAXVIT, (64, 64)),        # attention in windows and grid at once
+    maxxvit=('maxxvit', 'maxxvit_rmlp_nano_rw_256', dict(MAXVIT, transformer_use_nchw_attn=True), (64, 64)),
+    maxxvitv2=('maxxvit', 'maxxvitv2_nano_rw_256', dict(MAXVIT, head_hidden_size=16), (64, 64)),    # grids alone
+    coatnet=('maxxvit', 'coatnet_rmlp_nano_rw_224', dict(MAXVIT, depths=(2, 1, 2, 1), drop_path_rate=0.3), (64, 64)),
 )
 METHODS = dict(
     E3VA=dict(rank=2), LoRA=dict(rank=2), BitFit={}, SSF={}, Adapter=dict(rank=2), AdaptFormer=dict(rank=2),
