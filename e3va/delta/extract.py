@@ -29,7 +29,8 @@ def frozen_names(model):
 
 def frozen(trunk):
     """{name: tensor} of the frozen parameters of a tuned trunk: what a delta needs to find again."""
-    state, left = trunk.state_dict(), changed(trunk) | {name for name, _ in trunk.named_buffers()}
+    state, buffers = trunk.state_dict(), trunk.named_buffers(remove_duplicate=False)     # blocks may share a table
+    left = changed(trunk) | {name for name, _ in buffers}
     return {name: state[name] for name in trunk.tuning.keys if name in state and name not in left}
 
 

@@ -25,7 +25,7 @@ from ..files.whole import write
 from ..layers import Emptied, served
 from ..loading import shorten
 from ..methods.base import number
-from ..methods.lora import LoRAConv2d, LoRALinear
+from ..methods.lora import LoRAAttention, LoRAConv2d, LoRALinear
 from ..methods.routing import TABLE
 from ..tuned import find_tuned
 from .extract import delta
@@ -152,6 +152,10 @@ def foreign_options(config):
 def lora_layers(model):
     """{name in the model: layer} of the layers that LoRA adapts; ValueError if the model is not tuned by LoRA."""
     method = find_tuned(model)[1].tuning.method
+    inside = [name for name, layer in model.named_modules() if isinstance(layer, LoRAAttention)]
+    if inside:
+        raise ValueError(f"{inside[0]} is torch's own attention, of which PEFT adapts other matrices: save the "
+                         'delta (e3va.save_delta)')
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, (LoRALinear, LoRAConv2d))
               and layer.slices}
     if not layers:

@@ -71,6 +71,7 @@ def through(parts, stage, j, block, x, shape):
     for name in parts.names(block):
         behind = through_branch(parts, name, block, x, shape)
         if name in units:
+            x = parts.beside(name, block, x, shape)
             behind = behind + units[name](x.movedim(parts.AXIS, -1)).movedim(-1, parts.AXIS)
         x = behind
     return x

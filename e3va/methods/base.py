@@ -97,15 +97,22 @@ def linears(trunk, parts, roles, kinds=(nn.Linear,)):
     chosen = {}                                                         # (pattern, of) -> slices
     for name in roles:
         if name not in known:
-            raise ValueError(f'{type(trunk).__module__}.{type(trunk).__name__} has no linear layer of the role '
-                             f'{name!r}; its roles are: '
-                             + (', '.join(known) or 'none, for its MLPs are convolutions of 1x1. Take a method that '
-                                'needs no linears, e.g. AdaptFormer, Mona, SSF, BitFit or NormTuning'))
+            raise ValueError(no_such(trunk, name, known))
         chosen.setdefault((known[name].pattern, known[name].of), set()).add(known[name].part)
     idle = idle_places(trunk)
     return [(name, layer, sorted(slices), of) for name, layer in layers.items()
             if not name.startswith(idle) and f'{name}.weight' not in trunk.tuning.also
             for (pattern, of), slices in chosen.items() if re.fullmatch(pattern, name)]
+
+
+def no_such(trunk, role, known):
+    """What to say of a role that a trunk has not, `known` being those that it has."""
+    text = (f'{type(trunk).__module__}.{type(trunk).__name__} has no linear layer of the role {role!r}; its roles are: '
+            + (', '.join(known) or 'none, for its MLPs are convolutions of 1x1'))
+    if any(isinstance(module, nn.MultiheadAttention) for module in trunk.modules()):
+        text += ". Its attention is torch's own, which reads its weights past any layer: LoRA alone goes inside"
+    return text if known else text + ('. Take a method that needs no linears, e.g. AdaptFormer, Mona, SSF, BitFit or '
+                                      'NormTuning')
 
 
 def idle_places(trunk):

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ..layers import Bottleneck, DeltaConv2d, DeltaLinear, SlicedLinear, served
 from ..layers.quantised import BITS
+from ..layers.sparse import take
 from ..registry import METHODS
 from ..surgery import replace
 from .base import Method, choice, integer, layers, number, places
@@ -65,6 +66,43 @@ class LoRAConv2d(DeltaConv2d):
                 for pair in served(self.pairs).values()]
 
 
+class LoRAAttention(nn.MultiheadAttention):
+    """The same on the fused q, k, v weight of torch's attention, which torch reads as a whole: here the sum is made.
+
+    So there is no dropout between the factors.
+    """
+
+    of = 3
+    slices, deltas, delta = LoRALinear.slices, LoRALinear.deltas, SlicedLinear.delta
+    weight = property(lambda self: self.in_proj_weight)
+    width = in_features = property(lambda self: self.embed_dim)
+
+    def __init__(self, old, rank, scale, slices, bits=32):
+        nn.Module.__init__(self)
+        take(self, old)
+        self.plain, self.scale = type(old), scale
+        self.pairs = nn.ModuleDict({
+            str(part): Bottleneck(old.embed_dim, rank, None, 0., False, 'lora_kaiming', scale, bits)
+            for part in slices}).to(old.in_proj_weight)
+
+    def forward(self, *inputs, **options):
+        if not self.slices:
+            return super().forward(*inputs, **options)
+        vars(self)['in_proj_weight'] = self.weight + self.delta()       # found before the parameter of this name
+        try:
+            return super().forward(*inputs, **options)
+        finally:
+            del vars(self)['in_proj_weight']
+
+    def merged(self):
+        """Torch's own, with the whole weight."""
+        layer = self.plain.__new__(self.plain)
+        take(layer, self)
+        del layer.pairs, layer.plain, layer.scale
+        layer.in_proj_weight = nn.Parameter((self.weight + self.delta()).detach(), self.weight.requires_grad)
+        return layer
+
+
 @METHODS.register_module()
 class LoRA(Method):
     """Low-rank additions to linears of the attention or the MLP, or to any linears and convolutions.
@@ -72,9 +110,10 @@ class LoRA(Method):
     Args:
         rank (int): r. 8 in Pear, GPS and DMLoRA (ViT-B: 294,912 parameters); 64 in E3VA's tables.
         alpha (float): the addition is scaled by alpha / rank. Default: `rank`, i.e. a scale of 1.
-        roles (sequence of str): the linears that are adapted: 'q', 'k', 'v', 'proj', 'fc1', 'fc2'. Default: q and v,
-            as in the paper, in a trunk whose family is known; in any other all linear layers but the classifier's, or
-            where there are none all convolutions without groups, which is said.
+        roles (sequence of str): the linears that are adapted: 'q', 'k', 'v', 'proj', 'fc1', 'fc2'; of torch's own
+            attention q, k and v alone, without dropout. Default: q and v, as in the paper, in a trunk whose family is
+            known; in any other all linear layers but the classifier's, or where there are none all convolutions
+            without groups, which is said.
         targets (str or sequence of str): the linears and convolutions that are adapted, in any module, as HF PEFT's
             `target_modules`: 'all-linear', endings of names, or one regular expression over full names. A fused q, k, v
             layer is adapted as a whole, as there, and a rank may be above the layer's size.
@@ -86,7 +125,7 @@ class LoRA(Method):
 
     mergeable = True
     needs_family = False
-    adapted = (nn.Linear, nn.Conv2d)
+    adapted = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)             # the last by roles alone
     unit = Bottleneck
 
     def __init__(self, rank=8, alpha=None, roles=None, bits=32, dropout=None, train_out_norms=False, targets=None):
@@ -98,11 +137,23 @@ class LoRA(Method):
         self.dropout = number('dropout', (0. if bits == 32 else 0.1) if dropout is None else dropout, 0, 1)
         self.starts_at_trunk = bits == 32
 
+    def adapts(self, module):
+        return isinstance(module, (nn.Linear, nn.Conv2d))
+
     def apply(self, trunk, parts):
         for name, old, slices, of in layers(trunk, parts, self):
-            rank, scale = rank_for(self, trunk, name, old, of), self.alpha / self.rank
-            replace(trunk, name, LoRAConv2d(old, rank, scale, self.bits, self.dropout) if isinstance(old, nn.Conv2d)
-                    else LoRALinear(old, rank, scale, slices, of, self.bits, self.dropout))
+            replace(trunk, name, self.make(old, rank_for(self, trunk, name, old, of), slices, of))
+
+    def make(self, old, rank, slices, of):
+        scale = self.alpha / self.rank
+        if isinstance(old, nn.Conv2d):
+            return LoRAConv2d(old, rank, scale, self.bits, self.dropout)
+        if isinstance(old, nn.Linear):
+            return LoRALinear(old, rank, scale, slices, of, self.bits, self.dropout)
+        if self.dropout:
+            raise ValueError(f"LoRA(dropout={self.dropout}) is between the factors, and torch's attention takes their "
+                             "product alone: give dropout=0")
+        return LoRAAttention(old, rank, scale, slices, self.bits)
 
 
 def rank_for(method, trunk, name, old, of=1):
@@ -112,5 +163,6 @@ def rank_for(method, trunk, name, old, of=1):
         raise ValueError(f'rank={method.rank}: {name} of {type(trunk).__name__} is a convolution of {groups} groups, '
                          'and the rank must be a multiple of that; give such a rank, or targets= without it')
     if trunk.tuning.parts and method.targets is None:
-        integer('rank', method.rank, high=min(old.weight[0].numel(), len(old.weight) // of))
+        weight = old.in_proj_weight if isinstance(old, nn.MultiheadAttention) else old.weight
+        integer('rank', method.rank, high=min(weight[0].numel(), len(weight) // of))
     return method.rank

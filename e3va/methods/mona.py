@@ -89,6 +89,8 @@ class Mona(Method):
     """
 
     starts_at_trunk = False
+    refused = dict(hiera='its tokens lie in the order in which they are pooled, and are no map to convolve',
+                   hivit='its first stages hold each patch in pieces, and are no map to convolve')
 
     def __init__(self, rank=64, dropout=0.1, train_out_norms=False):
         super().__init__(train_out_norms)
@@ -111,5 +113,5 @@ def through(parts, stage, j, block, x, shape):
     """The stock block with an adapter behind each branch."""
     for name in parts.names(block):
         x = through_branch(parts, name, block, x, shape)
-        x = block.mona[name](x.movedim(parts.AXIS, -1), shape).movedim(-1, parts.AXIS)
+        x = block.mona[name](x.movedim(parts.AXIS, -1), parts.grid(block, shape)).movedim(-1, parts.AXIS)
     return x

@@ -151,7 +151,7 @@ def unfit(trunk, targets, names, every, method):
 
 
 def kinds_of(method):
-    return ' and '.join(kind.__name__ for kind in method.adapted)
+    return ' and '.join(kind.__name__ for kind in method.adapted if kind is not nn.MultiheadAttention)  # by roles alone
 
 
 def frozen_layers(trunk, layers, guess=True):

@@ -9,7 +9,7 @@ need to know besides, e.g. the height and width in patches):
     AXIS                       -> the channels' axis in x
     HEAD                       -> pattern of a classifier that is part of the module itself (timm), or None
     out_norms(trunk)           -> names of the norms in front of the neck or head
-    idle_norms(trunk)          -> names of norms that no output passes; only where a family can have such
+    idle_norms(trunk)          -> names of norms, or whole stages, that no output passes; only where there can be such
     ENTRY(trunk)               -> name of the method that the highway takes over
     IN_PLACE                   -> pattern of layers whose outputs the trunk changes in place, or None
     size(trunk)                -> (height, width) that images must have, or None
@@ -28,12 +28,24 @@ import re
 
 from . import (
     beit,
+    beit_mm,
     convnext,
     davit,
+    davit_mm,
     eva,
+    eva02_mm,
+    hiera,
+    hieradet,
+    hivit,
+    maxxvit,
+    metaformer,
+    mvit_mm,
+    mvitv2,
+    pvt_mm,
     pvt_v2,
     swin_mm,
     swin_timm,
+    swinv2_mm,
     swinv2_timm,
     tiny_vit,
     vit_mm,
@@ -46,8 +58,12 @@ from .role import Role, stock
 
 FAMILIES = dict(swin_mm=Family(swin_mm), swin_timm=OfTimm(swin_timm), vit_mm=Family(vit_mm),
                 vit_timm=OfTimm(vit_timm), vit_sam=Family(vit_sam), convnext=Family(convnext), eva=OfTimm(eva),
+                pvt_mm=Family(pvt_mm), beit_mm=Family(beit_mm), eva02_mm=Family(eva02_mm), swinv2_mm=Family(swinv2_mm),
+                davit_mm=Family(davit_mm), hivit=Family(hivit), mvit_mm=Family(mvit_mm),
                 beit=OfTimm(beit), swinv2_timm=OfTimm(swinv2_timm), vit_sam_timm=OfTimm(vit_sam_timm),
-                pvt_v2=OfTimm(pvt_v2), tiny_vit=OfTimm(tiny_vit), davit=OfTimm(davit))
+                pvt_v2=OfTimm(pvt_v2), tiny_vit=OfTimm(tiny_vit), davit=OfTimm(davit),
+                hiera=OfTimm(hiera), hieradet=OfTimm(hieradet), mvitv2=OfTimm(mvitv2), metaformer=OfTimm(metaformer),
+                maxxvit=OfTimm(maxxvit))
 
 
 def family_of(trunk):

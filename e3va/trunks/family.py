@@ -7,20 +7,39 @@ from .role import stock
 
 @dataclasses.dataclass(frozen=True)
 class Branch:
-    """A residual branch of a block, x' = skip(y) + drop(run(y)) with y = front(x).
+    """A residual branch of a block, x' = skip(y) + scale(drop(run(y))) with y = front(x).
+
+    What a branch does to the stream besides counts as its output, so that the outputs add up to x': what front changes,
+    and skip where it keeps the shape.
 
     Attributes:
-        run: y -> what the branch gives, its layer scale included. None: the front is all that there is.
+        run: y -> what the branch gives, its layer scale included where that is in front of DropPath. None: the front
+            is all that there is, x' = y, and adds to skip(x).
         drop: its DropPath (or Identity), or None.
-        skip: y -> what it is added to, where that is not y itself: a block that pools, or changes the width.
+        skip: y -> what it is added to, where that is not y itself: a block that pools, changes the width, or scales.
         front: x -> y, what stands on the stream in front of the branch, y - x not being a branch of its own: a
-            convolution of positions. That change counts as output of the branch, so that the outputs add up to x'.
+            convolution of positions.
+        scale: its layer scale where that is behind DropPath.
     """
 
     run: Optional[Callable]
     drop: Optional[Callable] = None
     skip: Optional[Callable] = None
     front: Optional[Callable] = None
+    scale: Optional[Callable] = None
+
+    @classmethod
+    def around(cls, run, drop):
+        """A branch whose run calls its DropPath itself, as its last step (OpenMMLab's attention and MLP)."""
+        def without(x):
+            if drop is None or not drop.training:
+                return run(x)
+            drop.training = False
+            try:
+                return run(x)
+            finally:
+                drop.training = True
+        return cls(without, drop)
 
 
 class Family:
@@ -51,13 +70,17 @@ class Family:
         return 'forward'
 
     def stages(self, trunk):
-        return [list(trunk.blocks)]
+        return [list(stage.blocks) for stage in trunk.stages] if hasattr(trunk, 'stages') else [list(trunk.blocks)]
 
     def merges(self, trunk):
-        return {}
+        if not self.INSIDE:
+            return {}
+        return {i: blocks[0] for i, blocks in enumerate(self.stages(trunk)[1:])}
 
     def merge(self, module, x, shape):
-        return module(x), shape
+        if not self.INSIDE:
+            return module(x), shape
+        return onto(self.branches(module, shape)[self.names(module)[0]], x), shape
 
     def taps(self, trunk):
         stages = self.stages(trunk)
@@ -77,16 +100,21 @@ class Family:
 
     def like(self, block):
         """A parameter of the width, type and device of what a block gives out, (C,)."""
-        return (block.norm1 if hasattr(block, 'norm1') else block.norm).weight
+        return next(getattr(block, name) for name in ('norm2', 'norm1', 'norm') if hasattr(block, name)).weight
 
     def size(self, trunk):
         """The (height, width) that images must have; None where they may have any."""
         embed = getattr(trunk, 'patch_embed', None)
-        return tuple(embed.img_size) if getattr(embed, 'strict_img_size', False) else None
+        strict = getattr(embed, 'strict_img_size', False) and embed.img_size
+        return tuple(embed.img_size) if strict else None
 
     def names(self, block):
         """The branches that a block has, of 'attn' and 'mlp', in their order."""
         return self.BRANCHES
+
+    def grid(self, block, shape):
+        """`shape` as it is behind a block, for who looks at the map: its height and width come first."""
+        return shape
 
     def attend(self, block, x, shape, tap='before'):
         return self.read('attn', block, x, shape, tap)
@@ -111,14 +139,29 @@ class Family:
         """
         branch = self.branches(block, shape)[name]
         y = x if branch.front is None else branch.front(x)
-        change = y - x if branch.front and tap else None
         if branch.run is None:
-            return change, y
+            return (y - onto(branch, x) if tap else None), y
         f = branch.run(y)
         moved = f if branch.drop is None else branch.drop(f)
-        behind = (y if branch.skip is None else branch.skip(y)) + moved
+        if branch.scale is not None:
+            dropped, moved = moved is not f, branch.scale(moved)
+            f = branch.scale(f) if dropped and tap == 'before' else moved
+        base = onto(branch, y)
         f = moved if tap == 'after' else f
-        return (f if change is None else f + change), behind
+        if tap and base is not x and base.shape == x.shape:
+            f = f + (base - x)
+        return f, base + moved
+
+    def beside(self, name, block, x, shape):
+        """The stream beside a branch: x, or what a block that pools or changes the width makes of it."""
+        if not hasattr(self, 'branches'):
+            return x
+        base = onto(self.branches(block, shape)[name], x)
+        return x if base.shape == x.shape else base
+
+
+def onto(branch, x):
+    return x if branch.skip is None else branch.skip(x)
 
 
 class OfTimm(Family):
@@ -153,7 +196,7 @@ class OfTimm(Family):
         if not self.gives_maps(trunk):
             return self.end(trunk, x)
         i = tap[0] if len(self.stages(trunk)) > 1 else tap[1]
-        x = self.spread(trunk, x, shape)
+        x = self.spread(trunk, x, self.grid(self.stages(trunk)[tap[0]][tap[1]], shape))
         return getattr(trunk, f'norm{i}')(x).permute(0, 3, 1, 2).contiguous()
 
     def spread(self, trunk, x, shape):

@@ -14,10 +14,6 @@ ROLES = dict(
 NO_PROMPTS = 'its keys are pooled from a map, in which prompts have no place'
 
 
-def stages(trunk):
-    return [list(stage.blocks) for stage in trunk.stages]
-
-
 def merges(trunk):
     return {i - 1: stage.downsample for i, stage in enumerate(trunk.stages) if i > 0}
 

@@ -55,10 +55,11 @@ def TimmTrunk(name, out_indices=None, norm_eps=1e-5, with_cp=False, pretrained=F
     trunk.out_indices = tuple(sorted(i % len(units) for i in indices))
     likes = [parts.like(units[i][-1] if staged else units[i]) for i in trunk.out_indices]
     trunk.channels = tuple(like.numel() for like in likes)
-    trunk.strides = tuple(int(trunk.feature_info[i]['reduction']) for i in trunk.out_indices)
+    ahead = max(0, len(trunk.feature_info) - len(units))   # timm counts MaxViT's stem as the first stage
+    trunk.strides = tuple(int(trunk.feature_info[i + ahead]['reduction']) for i in trunk.out_indices)
     for i, width in zip(trunk.out_indices, trunk.channels):
         trunk.add_module(f'norm{i}', nn.LayerNorm(width, eps=norm_eps))
-    trunk.prune_intermediate_layers(list(trunk.out_indices), prune_norm=True, prune_head=True)
+    trunk.prune_intermediate_layers([i + ahead for i in trunk.out_indices], prune_norm=True, prune_head=True)
     size = parts.size(trunk)
     if size:
         from mmengine.logging import print_log  # slow to import, and not for timm users

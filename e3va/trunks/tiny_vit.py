@@ -23,10 +23,6 @@ IN_PLACE = r'stages\.0\.blocks\.\d+\.conv3\.bn'                         # by the
 NO_PROMPTS = 'its attention is biased by pairs of positions in windows, where prompts have none'
 
 
-def stages(trunk):
-    return [list(stage.blocks) for stage in trunk.stages]
-
-
 def merges(trunk):
     return {i - 1: stage.downsample for i, stage in enumerate(trunk.stages) if i > 0}
 

@@ -4,11 +4,11 @@ import torch
 from .role import Role, branch, stock
 
 CLASSES = ('mmpretrain.:VisionTransformer', 'mmseg.:VisionTransformer')
-# mmseg's attention is torch's MultiheadAttention, which reads its weights past any layer put in their place: on it only
-# the MLP's roles exist.
-QKV = r'layers\.\d+\.attn\.qkv'
+# mmseg's attention is torch's MultiheadAttention, which reads its weights past any layer put in their place: LoRA alone
+# goes inside, for the other methods only the MLP's roles exist there.
+QKV, MHA = r'layers\.\d+\.attn\.qkv', r'layers\.\d+\.attn\.attn'
 ROLES = dict(
-    q=Role(QKV, 0, 3), k=Role(QKV, 1, 3), v=Role(QKV, 2, 3),
+    q=(Role(QKV, 0, 3), Role(MHA, 0, 3)), k=(Role(QKV, 1, 3), Role(MHA, 1, 3)), v=(Role(QKV, 2, 3), Role(MHA, 2, 3)),
     proj=Role(r'layers\.\d+\.attn\.proj'),
     fc1=Role(r'layers\.\d+\.ffn\.(layers\.0\.0|w12)'),
     fc2=Role(r'layers\.\d+\.ffn\.(layers\.1|w3)'))

@@ -46,9 +46,10 @@ def let_stock_checkpoint(trunk):
     """OpenMMLab's blocks checkpoint only what comes with a gradient, and behind a frozen stem the first one has none.
 
     It would keep all of its activations, the largest of the trunk, where with full fine-tuning it keeps nothing.
+    torch's GroupNorm crashes there (2.13: in its backward on a CPU, maps of channels last).
     """
     for name, module in trunk.named_modules():
-        if name and getattr(module, 'with_cp', False):
+        if name and (getattr(module, 'with_cp', False) or isinstance(module, torch.nn.GroupNorm)):
             module.register_forward_pre_hook(ask_for_gradient)
 
 
@@ -115,7 +116,8 @@ def walk(trunk, parts, image, through, give_out=None, merge=None):
                 emit((i, j))
             if len(outs) == len(taps):
                 return parts.pack(trunk, outs)
-        x, shape = (merge or parts.merge)(merges[i], x, shape)
+        if not parts.INSIDE:
+            x, shape = (merge or parts.merge)(merges[i], x, shape)
         if (i, 'merged') in taps:
             emit((i, 'merged'))
         if len(outs) == len(taps):

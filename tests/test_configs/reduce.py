@@ -2,6 +2,8 @@
 from e3va.command.config import nodes, prepare
 
 WIDTHS, HEADS, NECK = [16, 32, 64, 128], [1, 2, 4, 8], 32
+READERS = ('in_channels', 'out_channels', 'feat_channels', 'conv_out_channels', 'fc_out_channels', 'channels',
+           'embed_dim', 'embed_dims', 'feedforward_channels')
 SMALLER = 4             # images have a quarter of their sides, in px
 
 
@@ -33,19 +35,7 @@ def reduce_model(model):
         thin = dict(embed_dims=WIDTHS[0], depths=[2, 2, 2, 2], num_heads=HEADS)
         backbone.update(dict(arch=thin) if 'arch' in backbone else thin)
         widths = {i: WIDTHS[i] for i in backbone.get('out_indices', [3])}
-    for node in nodes({key: value for key, value in model.items() if key not in ('backbone', 'data_preprocessor')}):
-        for key in ('in_channels', 'out_channels', 'feat_channels', 'conv_out_channels', 'fc_out_channels', 'channels',
-                    'embed_dim', 'embed_dims'):
-            if isinstance(node.get(key), int):
-                node[key] = NECK
-            elif key in node:
-                node[key] = [widths[i] for i in sorted(widths)]
-        if 'num_feats' in node:                                 # DETR's: a half for each axis of a position
-            node['num_feats'] = NECK // 2
-        if 'num_queries' in node:
-            node['num_queries'] = 20
-        if 'in_index' in node and isinstance(node.in_index, int):
-            node.in_channels = widths[node.in_index]
+    follow(model, widths)
     if model.type == 'DINO':
         model.bbox_head.embed_dims, model.num_queries, model.dn_cfg.group_cfg.num_dn_queries = NECK, 20, 10
     if model.type == 'ImageClassifier':
@@ -53,6 +43,27 @@ def reduce_model(model):
     for node in nodes([model.get('train_cfg'), model.get('test_cfg')]):
         node.update({key: value for key, value in dict(nms_pre=50, max_per_img=10, num=16, score_thr=0.).items()
                      if key in node})
+
+
+def follow(model, widths):
+    """Thin what reads the trunk, in place.
+
+    Args:
+        widths (dict): {index of a map that the trunk gives out: its channels}.
+    """
+    for node in nodes({key: value for key, value in model.items() if key not in ('backbone', 'data_preprocessor')}):
+        for key in set(READERS) & set(node):
+            if isinstance(node[key], int):
+                node[key] = NECK
+            else:
+                found = [widths[i] for i in sorted(widths)]
+                node[key] = found if len(node[key]) == len(widths) else [NECK] * len(node[key])
+        if 'num_feats' in node:                                 # DETR's: a half for each axis of a position
+            node['num_feats'] = NECK // 2
+        if 'num_queries' in node:
+            node['num_queries'] = 20
+        if 'in_index' in node and isinstance(node.in_index, int):
+            node.in_channels = widths[node.in_index]
 
 
 def reduce(cfg):

@@ -1,4 +1,5 @@
 """LoRA: equation 3 by hand, where it is put, and what it counts."""
+import copy
 import math
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from torch import nn
 
 import e3va
+from e3va.delta.peft import export_peft
 from e3va.methods.lora import LoRALinear
 from tests.conftest import build, distance, image, pair, stir
 from tests.test_layers.test_quantised import FEW, plain
@@ -128,6 +130,46 @@ def test_refusals():
     import mmseg.models  # noqa: F401
 
     from e3va.registry import MODELS
-    with pytest.raises(ValueError, match="no linear layer of the role 'q'.*fc1, fc2"):
+    with pytest.raises(ValueError, match="no linear layer of the role 'proj'.*q, k, v, fc1, fc2"):
         MODELS.build(dict(type='e3va.Tuned', trunk='mmseg.VisionTransformer', img_size=(64, 64), embed_dims=24,
-                          num_layers=2, num_heads=2, method='LoRA'))
+                          num_layers=2, num_heads=2, method=dict(type='LoRA', roles='proj')))
+
+
+@pytest.mark.parametrize('roles', [('q', 'v'), ('k',), ('q', 'k', 'v', 'fc1')])
+def test_attention_of_torch(roles):
+    """Inside torch's own attention: the equation by hand, gradients of every factor, merged the stock class."""
+    import mmseg.models  # noqa: F401
+
+    from e3va.registry import MODELS
+    options = dict(img_size=(32, 32), embed_dims=24, num_layers=2, num_heads=2, mlp_ratio=2)
+    torch.manual_seed(0)
+    stock = MODELS.build(dict(type='mmseg.VisionTransformer', **options))
+    tuned = MODELS.build(dict(type='e3va.Tuned', trunk='mmseg.VisionTransformer', **options,
+                              method=dict(type='LoRA', rank=3, alpha=6, roles=roles)))
+    stock.eval(), tuned.eval()                                          # mmseg's returns nothing
+    tuned.load_state_dict(stock.state_dict(), strict=False)
+    x = torch.randn(2, 3, 32, 32)
+    assert distance(tuned(x), stock(x)) == 0
+    for name, parameter in tuned.named_parameters():
+        if name.endswith('.up'):
+            nn.init.normal_(parameter, std=0.1)
+    by_hand = copy.deepcopy(stock)
+    for layer, own in zip(tuned.layers, by_hand.layers):
+        for part, unit in layer.attn.attn.pairs.items():
+            own.attn.attn.in_proj_weight.data[24 * int(part):24 * int(part) + 24] += 2 * unit.up @ unit.down
+        if 'fc1' in roles:
+            unit = layer.ffn.layers[0][0].pairs['0']
+            own.ffn.layers[0][0].weight.data += 2 * unit.up @ unit.down
+    assert 0 < distance(by_hand(x), stock(x)) and distance(tuned(x), by_hand(x)) <= 1e-5
+    with torch.no_grad():
+        assert distance(tuned(x), by_hand(x)) <= 1e-5                   # torch's fast path
+    tuned(x)[0].square().sum().backward()
+    trained = {name: value for name, value in tuned.named_parameters() if value.requires_grad}
+    assert len(trained) == 2 * 2 * len(roles) and all(value.grad is not None for value in trained.values())
+    merged = e3va.merge(tuned)
+    assert type(merged.layers[0].attn.attn) is nn.MultiheadAttention and set(merged.state_dict()) == set(
+        stock.state_dict()) and distance(merged(x), by_hand(x)) <= 1e-5
+    with pytest.raises(ValueError, match='attn.attn is torch.s own attention'):
+        export_peft(tuned, 'nowhere')
+    with pytest.raises(ValueError, match='give dropout=0'):
+        e3va.tune(stock, dict(type='LoRA', rank=3, bits=1))

@@ -7,17 +7,43 @@ import copy
 import pytest
 import timm
 import torch
+from timm.models import metaformer, mvitv2, register_model
 
 import e3va
 from e3va.registry import MODELS
 from e3va.trunks import FAMILIES, family_of, used
 from e3va.trunks.walk import by_blocks, through_block
-from tests.conftest import distance, projected, tensors
+from tests.conftest import distance, projected, stir, tensors
+
+SMALL = dict(small={}, small_cls=dict(use_cls_token=True), small_plain=dict(rel_pos_type=None, mode='max'))
+mvitv2.model_cfgs.update({name: mvitv2.MultiScaleVitCfg(depths=(1, 2, 1, 1), embed_dim=16, **options)
+                          for name, options in SMALL.items()})
 
 ROPE = dict(embed_dim=48, depth=2, num_heads=2, img_size=48, patch_size=16)
 PYRAMID = dict(depths=(1, 1, 2, 1), embed_dim=16, num_heads=(1, 2, 2, 4))
 WIDTHS = dict(depths=(1, 1, 2, 1), embed_dims=(16, 16, 32, 32), num_heads=(1, 2, 2, 4))
+HIERA = dict(stages=(1, 1, 2, 1), embed_dim=16, img_size=(64, 64), drop_path_rate=0.3)
+HIERA_DET = dict(stages=(1, 1, 2, 1), embed_dim=16, drop_path_rate=0.3)
+MAXVIT = dict(
+    depths=(1, 1, 2, 1), embed_dim=(16, 16, 32, 32), stem_width=(8, 16), img_size=64, transformer_dim_head=8)
 DIMS = dict(depths=(1, 1, 2, 1), dims=(16, 16, 32, 32))
+STAGES = dict(embed_dims=8, num_layers=(1, 1, 2, 1), num_heads=(1, 2, 2, 4))
+TOKENS = dict(embed_dims=48, num_layers=2, num_heads=2, feedforward_channels=96)
+PLAIN = dict(img_size=(48, 48), patch_size=16, embed_dims=48, num_layers=2, num_heads=2, mlp_ratio=2)
+SHIFTED = dict(embed_dims=16, depths=[1, 1, 2, 1], num_heads=[1, 2, 2, 4])
+MERGED = dict(embed_dims=64, depths=[1, 1, 7], num_heads=2)
+POOLED = dict(embed_dims=16, num_layers=5, num_heads=1, downscale_indices=[1, 2, 4])
+CHANNELS = dict(depths=[1, 1, 2, 1], channels=[16, 16, 32, 32])
+
+
+@register_model
+def metaformer_small(pretrained=False, plain=False, **options):
+    """timm's own fix the depths and widths; its `create_model` drops options that are None."""
+    options.update(dict(downsample_norm=None, res_scale_init_values=None) if plain else {})
+    return metaformer._create_metaformer(
+        'caformer_s18', pretrained, depths=(1, 1, 2, 1), dims=(16, 24, 32, 64), **options)
+
+
 # name: (family, timm's name or OpenMMLab's type, options, size of the images)
 CASES = dict(
     dinov3=('eva', 'vit_small_patch16_dinov3', ROPE, (48, 48)),                 # no biases in qkv, register tokens
@@ -52,6 +78,77 @@ CASES = dict(
     convnextv2=('convnext', 'convnextv2_atto', dict(DIMS, conv_mlp=False, drop_path_rate=0.3), (64, 96)),   # linears
     convnextv2_conv=('convnext', 'convnextv2_atto', dict(DIMS, conv_mlp=True), (64, 64)),
     convnext_rms=('convnext', 'convnext_zepto_rms_ols', DIMS, (64, 64)),        # a stem of two, norms without biases
+    mit=('pvt_mm', 'mmseg.MixVisionTransformer', dict(STAGES, drop_path_rate=0.3), (61, 90)),
+    mit_partial=('pvt_mm', 'mmseg.MixVisionTransformer', dict(STAGES, out_indices=(0, 2), qkv_bias=False), (64, 64)),
+    pvt=('pvt_mm', 'mmdet.PyramidVisionTransformer', dict(STAGES, pretrain_img_size=64), (64, 96)),     # positions
+    pvt_norms=('pvt_mm', 'mmdet.PyramidVisionTransformer', dict(
+        STAGES, pretrain_img_size=64, norm_after_stage=True, use_conv_ffn=True), (64, 64)),
+    pvt_v2_mm=('pvt_mm', 'mmdet.PyramidVisionTransformerV2', dict(STAGES, drop_path_rate=0.3), (61, 90)),
+    beit_mmpretrain=('beit_mm', 'mmpretrain.BEiTViT', dict(                     # a DropPath in the MLP, a table a block
+        arch=TOKENS, img_size=48, out_type='featmap', out_indices=[0, 1], drop_path_rate=0.3), (48, 48)),
+    beit_mmpretrain_shared=('beit_mm', 'mmpretrain.BEiTViT', dict(              # one table for all, no gammas
+        arch=TOKENS, img_size=(48, 32), use_rel_pos_bias=False, use_shared_rel_pos_bias=True, bias=True,
+        layer_scale_init_value=0., final_norm=True, out_type='cls_token'), (48, 32)),
+    beit_mmpretrain_plain=('beit_mm', 'mmpretrain.BEiTViT', dict(               # positions, images of another size
+        arch=TOKENS, img_size=48, use_rel_pos_bias=False, use_abs_pos_emb=True, with_cls_token=False), (64, 48)),
+    beit_mmseg=('beit_mm', 'mmseg.BEiT', dict(
+        PLAIN, out_indices=(0, 1), final_norm=True, drop_path_rate=0.3), (48, 48)),
+    mae_mmseg=('beit_mm', 'mmseg.MAE', dict(PLAIN, img_size=(48, 32), init_values=1.), (48, 32)),
+    eva02_mmpretrain=('eva02_mm', 'mmpretrain.ViTEVA02', dict(                  # inner norms
+        arch=TOKENS, img_size=48, sub_ln=True, out_type='featmap', out_indices=[0, 1], drop_path_rate=0.3), (48, 64)),
+    eva02_mmpretrain_mean=('eva02_mm', 'mmpretrain.ViTEVA02', dict(
+        arch=TOKENS, img_size=48, with_cls_token=False, out_type='avg_featmap', final_norm=False), (48, 48)),
+    vit_mmseg=('vit_mm', 'mmseg.VisionTransformer', dict(                       # torch's own attention
+        PLAIN, out_indices=(0, 1), output_cls_token=True, final_norm=True, drop_path_rate=0.3), (48, 64)),
+    vit_mmseg_plain=('vit_mm', 'mmseg.VisionTransformer', dict(PLAIN, with_cls_token=False, qkv_bias=False), (48, 48)),
+    swinv2_mmpretrain=('swinv2_mm', 'mmpretrain.SwinTransformerV2', dict(       # windows that pad, from other windows
+        arch=dict(SHIFTED, extra_norm_every_n_blocks=0), img_size=64, window_size=4, pad_small_map=True,
+        pretrained_window_sizes=[3, 3, 2, 2], out_indices=(0, 1, 2, 3), drop_path_rate=0.3), (67, 90)),
+    swinv2_giant=('swinv2_mm', 'mmpretrain.SwinTransformerV2', dict(            # norms on the stream
+        arch=dict(SHIFTED, extra_norm_every_n_blocks=2), img_size=64, window_size=[4, 4, 4, 2],
+        use_abs_pos_embed=True), (64, 64)),
+    davit_mmpretrain=('davit_mm', 'mmpretrain.DaViT', dict(
+        arch=SHIFTED, window_size=3, pad_small_map=True, out_indices=(0, 1, 2, 3), drop_path_rate=0.3), (64, 96)),
+    davit_mmpretrain_partial=('davit_mm', 'mmpretrain.DaViT', dict(
+        arch=SHIFTED, window_size=4, pad_small_map=True, out_indices=(1, 2), qkv_bias=False), (64, 64)),
+    mvit_mmpretrain=('mvit_mm', 'mmpretrain.MViT', dict(                        # norms on the stream
+        arch=POOLED, img_size=64, out_scales=[0, 1, 3], drop_path_rate=0.3), (64, 96)),
+    mvit_mmpretrain_partial=('mvit_mm', 'mmpretrain.MViT', dict(
+        arch=POOLED, img_size=64, out_scales=[2], use_abs_pos_embed=True, residual_pooling=False), (61, 90)),
+    hivit=('hivit', 'mmpretrain.HiViT', dict(
+        arch=MERGED, img_size=64, out_indices=[6], drop_path_rate=0.3, layer_scale_init_value=0.5), (64, 96)),
+    hivit_rpe=('hivit', 'mmpretrain.HiViT', dict(                               # biases of positions, one merge
+        arch=dict(MERGED, depths=[1, 4]), img_size=64, inner_patches=2, out_indices=[3], rpe=True, ape=False),
+        (64, 64)),
+    convnextv2_mmpretrain=('convnext', 'mmpretrain.ConvNeXt', dict(
+        arch=CHANNELS, use_grn=True, layer_scale_init_value=0., out_indices=(0, 1, 2, 3), gap_before_final_norm=False,
+        drop_path_rate=0.3), (67, 90)),
+    convnextv2_mmpretrain_conv=('convnext', 'mmpretrain.ConvNeXt', dict(        # 1x1 convolutions, one vector an image
+        arch=CHANNELS, use_grn=True, layer_scale_init_value=0., linear_pw_conv=False), (64, 64)),
+    hiera=('hiera', 'hiera_tiny_224', dict(HIERA, img_size=(64, 96)), (64, 96)),
+    hiera_abswin=('hiera', 'hiera_small_abswin_256', dict(HIERA, init_values=0.5), (64, 64)),   # layer scale, tables
+    hiera_concat=('hiera', 'hiera_tiny_224', dict(                              # widths by pooling twice
+        HIERA, use_expand_proj=False, q_pool=3, mask_unit_attn=(True, False, False, False)), (64, 64)),
+    hieradet=('hieradet', 'sam2_hiera_tiny', dict(                              # windows that pad, and pool
+        HIERA_DET, window_spec=(4, 2, 4, 2), global_att_blocks=(3,)), (64, 96)),
+    hieradet_whole=('hieradet', 'hieradet_small', dict(                         # patches that do not overlap
+        HIERA_DET, window_spec=(4, 2, 4, 2), global_att_blocks=(0, 3), patch_size=(4, 4), init_values=0.5), (64, 64)),
+    mvitv2=('mvitv2', 'mvitv2_tiny', dict(cfg_variant='small', img_size=64, drop_path_rate=0.3), (64, 64)),
+    mvitv2_cls=('mvitv2', 'mvitv2_small_cls', dict(cfg_variant='small_cls', img_size=64), (64, 64)),
+    mvitv2_plain=('mvitv2', 'mvitv2_tiny', dict(cfg_variant='small_plain'), (61, 90)),      # no tables of positions
+    metaformer=('metaformer', 'metaformer_small', dict(                         # CAFormer
+        token_mixers=[metaformer.SepConv] * 2 + [metaformer.Attention] * 2, drop_path_rate=0.3,
+        norm_layers=[metaformer.LayerNorm2dNoBias] * 2 + [metaformer.LayerNormNoBias] * 2), (64, 96)),
+    metaformer_pool=('metaformer', 'metaformer_small', dict(                    # PoolFormer: layer scale
+        norm_layers=metaformer.GroupNorm1, plain=True, layer_scale_init_values=0.5, mlp_bias=True, use_mlp_head=False,
+        drop_path_rate=0.3), (64, 64)),
+    metaformer_v2=('metaformer', 'metaformer_small', dict(norm_layers=metaformer.GroupNorm1NoBias), (64, 64)),
+    maxvit=('maxxvit', 'maxvit_rmlp_pico_rw_256', dict(MAXVIT, drop_path_rate=0.3), (64, 64)),
+    maxvit_tf=('maxxvit', 'maxvit_tiny_tf_224', dict(MAXVIT, img_size=(64, 128)), (64, 128)),
+    maxvit_parallel=('maxxvit', 'maxvit_tiny_pm_256', MAXVIT, (64, 64)),        # attention in windows and grid at once
+    maxxvit=('maxxvit', 'maxxvit_rmlp_nano_rw_256', dict(MAXVIT, transformer_use_nchw_attn=True), (64, 64)),
+    maxxvitv2=('maxxvit', 'maxxvitv2_nano_rw_256', dict(MAXVIT, head_hidden_size=16), (64, 64)),    # grids alone
+    coatnet=('maxxvit', 'coatnet_rmlp_nano_rw_224', dict(MAXVIT, depths=(2, 1, 2, 1), drop_path_rate=0.3), (64, 64)),
 )
 METHODS = dict(
     E3VA=dict(rank=2), LoRA=dict(rank=2), BitFit={}, SSF={}, Adapter=dict(rank=2), AdaptFormer=dict(rank=2),
@@ -128,9 +225,30 @@ def test_methods(case, method):
     assert given <= trained and (not lacking or method == 'DMLoRA'), lacking
     torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1).step()
     moved = {name for name, value in tuned.state_dict().items() if not torch.equal(value, before[name])}
-    buffers = {name for name, _ in tuned.named_buffers()}
+    buffers = {name for name, _ in tuned.named_buffers(remove_duplicate=False)}
     assert moved - buffers <= trained
     assert {name.rpartition('.')[0] for name in moved} & {name.rpartition('.')[0] for name in trained}
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_delta_and_merge(case, tmp_path):
+    """LoRA's delta gives the outputs back, bit for bit; merged it is the stock trunk: classes, names, outputs."""
+    stock, tuned, other = make(case), make(case), make(case)
+    try:
+        e3va.tune(tuned, dict(type='LoRA', rank=2))
+    except ValueError as error:
+        assert 'has no linear layer of the role' in str(error)
+        return
+    stir(tuned), tuned.eval()
+    x = image(case)
+    want = tuned(x)
+    e3va.save_delta(tuned, tmp_path / 'delta.safetensors')
+    e3va.load_delta(e3va.tune(other, dict(type='LoRA', rank=2)), tmp_path / 'delta.safetensors')
+    assert distance(other(x), want) == 0
+    merged = e3va.merge(tuned)
+    assert set(merged.state_dict()) == set(stock.state_dict())
+    assert [type(module) for module in merged.modules()] == [type(module) for module in stock.modules()]
+    assert distance(merged(x), want) <= 1e-5 < distance(stock(x), want)
 
 
 @pytest.mark.parametrize('mode', ['exact', 'bf16', 'int8', 'stream', 'stream_bf16'])
