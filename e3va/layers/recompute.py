@@ -109,7 +109,8 @@ class Again(Function):
             x = ctx.form.unpack(ctx.dtype, *held).detach().requires_grad_(needs_x)
             out = ctx.run(x)
             outs = (out,) if isinstance(out, torch.Tensor) else tuple(out)
-        outs, gradients = zip(*((out, gradient) for out, gradient in zip(outs, gradients)
-                                if isinstance(out, torch.Tensor) and out.requires_grad))
-        found = torch.autograd.grad(outs, [x] * needs_x + parameters, gradients, allow_unused=True)
+        given = [(out, gradient) for out, gradient in zip(outs, gradients)
+                 if isinstance(out, torch.Tensor) and out.requires_grad]
+        found = torch.autograd.grad([out for out, _ in given], [x] * needs_x + parameters,
+                                    [gradient for _, gradient in given], allow_unused=True)
         return None, None, None, *(found if needs_x else (None, *found)), *[None] * len(held)

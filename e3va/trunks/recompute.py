@@ -102,8 +102,10 @@ def run(block, function, *args, **options):
         return function(*args, **options)
     x = args[at]
     others = tree_leaves((args[:at], args[at + 1:], options, captured(function)))
+    # torch's checkpointing has gradients for what comes in beside x, and keeps nothing where none are asked for
     beside = any(isinstance(other, torch.Tensor) and other.requires_grad for other in others)
-    form = FORMS['exact' if beside else mark.form]      # torch's checkpointing has gradients for what comes in beside x
+    asked = x.requires_grad or any(parameter.requires_grad for parameter in block.parameters())
+    form = FORMS[mark.form if asked and not beside else 'exact']
 
     def whole(x):
         return function(*args[:at], x, *args[at + 1:], **options)

@@ -276,6 +276,21 @@ def test_highway(case, mode):
     assert cosine > {'exact': 1 - 1e-6, 'stream': 1 - 1e-6}.get(mode, 0.99)
 
 
+@pytest.mark.parametrize('case', CASES)
+def test_recompute(case):
+    """LoRA's gradients with blocks that run again: the plain ones bit for bit, nearly these from rounded inputs."""
+    grads = []
+    for way in (None, 'block', 'block_int8'):
+        tuned = e3va.tune(make(case), dict(type='LoRA', rank=2), recompute=way)
+        stir(tuned), tuned.train()
+        torch.manual_seed(1)
+        projected(tuned(image(case))).backward()
+        grads.append({name: p.grad for name, p in tuned.named_parameters() if p.grad is not None})
+    assert all(torch.equal(value, grads[1][name]) for name, value in grads[0].items())
+    exact, rounded = (torch.cat([each[name].flatten() for name in grads[0]]).double() for each in grads[1:])
+    assert exact @ rounded / exact.norm() / rounded.norm() > 0.99
+
+
 @pytest.mark.parametrize('case', filter(of_timm, CASES))
 def test_maps(case):
     """TimmTrunk: maps for any neck, of the strides and channels that timm says."""
