@@ -1,4 +1,4 @@
-"""Eva of timm: EVA-02, DINOv3's ViTs, PE and the rope ViTs. Tokens (B, L, C), prefix tokens first.
+"""Eva of timm (EVA-02, DINOv3's ViTs, PE, the rope ViTs): tokens (B, L, C), prefix tokens first.
 
 `shape` is the patch grid with the rotary table beside it, of which every block may have its own (`rope_mixed`).
 """

@@ -60,6 +60,7 @@ class Family:
     NO_PROMPTS = 'its blocks do not attend to a plain sequence of tokens, in which prompts would have a place'
 
     def __init__(self, file):
+        self.__doc__ = file.__doc__
         self.__dict__.update({name: value for name, value in vars(file).items() if not name.startswith('_')})
 
     def owns(self, trunk):
