@@ -14,12 +14,13 @@ from . import compat, loading
 from .layers.adopted import AdoptedLinear
 from .layers.read import call_through, expect_calls
 from .methods import Full, Method, build_method
-from .methods.base import beside
+from .methods.base import again_by_block, beside
 from .methods.targets import ALL, find_also, matches, named, say
 from .registry import METHODS, MODELS
 from .surgery import near, rebind
 from .trunks import FAMILIES, family_of, head_entries
 from .trunks.channels import other_images
+from .trunks.recompute import recompute_blocks
 from .trunks.walk import let_stock_checkpoint
 
 
@@ -61,13 +62,15 @@ class Tuning:
 
 
 @MODELS.register_module()
-def Tuned(trunk: str, method: str | dict, also: Sequence[str] = (), **options) -> nn.Module:
+def Tuned(trunk: str, method: str | dict, also: Sequence[str] = (), recompute: str | None = None,
+          **options) -> nn.Module:
     """Build a stock trunk and edit it in place for a method.
 
     Args:
         trunk (str): type of the stock trunk; without a prefix it is looked up in the config's own library.
         method (str or dict): `dict(type='E3VA', rank=8)`.
         also (sequence of str): what of the trunk trains beside the method, see `tune`.
+        recompute (str): the trunk's blocks are run again in backward, see `tune`.
         **options: the stock trunk's own arguments, `init_cfg` included.
 
     Returns:
@@ -81,7 +84,7 @@ def Tuned(trunk: str, method: str | dict, also: Sequence[str] = (), **options) -
     config = dict(type=scoped(trunk), **options)
     check_out_indices(trunk, options)
     module = ROOT.build(dict(config))
-    return tune(module, method, config=config, also=also)
+    return tune(module, method, config=config, also=also, recompute=recompute)
 
 
 def scoped(trunk):
@@ -118,7 +121,7 @@ def check_out_indices(trunk, options):
 
 
 def tune(module: nn.Module, method: str | dict | Method, config: dict | None = None,
-         also: Sequence[str] = ()) -> nn.Module:
+         also: Sequence[str] = (), recompute: str | None = None) -> nn.Module:
     """Edit a trunk, the backbone of a whole model, or any module in place for a method.
 
     Of a whole OpenMMLab model the `backbone` is tuned; neck and heads train as they did. Where the method's `targets`
@@ -135,6 +138,9 @@ def tune(module: nn.Module, method: str | dict | Method, config: dict | None = N
             `modules_to_save`): each the ending of a name or a regular expression over the full names of `module`, e.g.
             `['patch_embed', r'stages\\.4\\..*']`. The delta holds them, their buffers included; batch norms among them
             train. Also an option of every method: `dict(type='LoRA', also=['patch_embed'])`.
+        recompute (str): 'block' keeps of every block of the trunk its input alone and runs it again in backward;
+            'block_bf16' and 'block_int8' keep that in fewer bits, so that gradients are approximate. Under
+            torch.compile the compiler decides what is kept. Also an option of every method.
 
     Returns:
         nn.Module: `module` itself.
@@ -143,7 +149,7 @@ def tune(module: nn.Module, method: str | dict | Method, config: dict | None = N
         ValueError: a name that nothing has, a layer that the method cannot adapt, a method that does not know the
             blocks of the trunk, or finds nothing to train.
     """
-    method = beside(build_method(method), also)
+    method = again_by_block(beside(build_method(method), also), recompute)
     if any(hasattr(child, 'tuning') for child in module.modules()):
         raise ValueError(f'a method given twice: {type(module).__name__} has one already; build the trunk anew, or '
                          'take its e3va.merge')
@@ -205,6 +211,9 @@ def tune(module: nn.Module, method: str | dict | Method, config: dict | None = N
         trunk.tuning.fresh = {name for name in stock if name not in trained and name.rpartition('.')[0] not in own
                               and not re.fullmatch(r'norm\d+\..*', name)}
     loading.watch(trunk)
+    if method.recompute:
+        part = trunk.backbone if tuning.rest else trunk
+        recompute_blocks(part, FAMILIES.get(family_of(part)), method.recompute)
     let_stock_checkpoint(trunk)
     rebind(trunk, 'train', train)
     if method.hook:

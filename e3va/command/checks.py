@@ -1,9 +1,12 @@
-"""What can be known to be missing before minutes are spent on building it: files and folders."""
+"""What can be known to be missing or not to fit before minutes are spent on building it."""
 import inspect
 import os
 import tempfile
 
-from mmengine.registry import DATASETS
+from mmengine.model import ImgDataPreprocessor
+from mmengine.registry import DATASETS, MODELS
+
+from ..trunks.channels import RGB
 
 NEEDED = dict(train=('model', 'train_dataloader', 'train_cfg', 'optim_wrapper'),
               test=('model', 'test_dataloader', 'test_cfg', 'test_evaluator'))
@@ -21,6 +24,7 @@ def check(cfg, task):
         raise ValueError(f'this config cannot {task}: it has no {", ".join(lacking)}')
     check_work_dir(cfg.work_dir)
     check_weights(cfg)
+    check_channels(cfg)
     for stage in ('train', 'val') if task == 'train' else ('test',):
         loader = cfg.get(f'{stage}_dataloader') or {}
         for key, dataset in datasets(loader.get('dataset'), f'{stage}_dataloader.dataset'):
@@ -52,6 +56,34 @@ def check_weights(cfg):
             raise ValueError(f"{key} is '': give a checkpoint, or leave it out (None)")
         if missing(path):
             raise ValueError(f'{key}: there is no checkpoint {path}')
+
+
+def check_channels(cfg):
+    """The data preprocessor fits the channels of the images that the backbone takes."""
+    backbone = cfg.model.get('backbone') or {}
+    channels = backbone.get('in_channels', backbone.get('in_chans', RGB))
+    key = 'model.data_preprocessor' if cfg.model.get('data_preprocessor') else 'data_preprocessor'
+    given = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    for name in ('mean', 'std'):
+        values = given.get(name)
+        if isinstance(values, (list, tuple)) and len(values) > 1 and len(values) != channels:
+            raise ValueError(f'{key}.{name} has {len(values)} values, and the backbone takes images with in_channels='
+                             f'{channels}: give as many, or one for all')
+        if isinstance(values, (list, tuple)) and len(values) not in (1, RGB) and of_mmengine(given, cfg):
+            raise ValueError(f'{key}.{name} has {len(values)} values, and {given.type} takes three or one: give one '
+                             'for all channels, or scale the images in the pipeline')
+    # the stock preprocessors would take the first three channels and drop the others, or find no third
+    turned = [name for name in ('bgr_to_rgb', 'rgb_to_bgr', 'to_rgb') if given.get(name)]
+    if turned and channels != RGB:
+        raise ValueError(f'{key}.{turned[0]}=True turns the channels of RGB around, and the backbone takes images '
+                         f'of {channels}: set it to False')
+
+
+def of_mmengine(preprocessor, cfg):
+    """Whether a preprocessor, as mmdet's, is mmengine's own, which knows RGB and grey images only."""
+    with MODELS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        kind = registry.get(preprocessor.type) if isinstance(preprocessor.type, str) else preprocessor.type
+    return isinstance(kind, type) and issubclass(kind, ImgDataPreprocessor)
 
 
 def datasets(cfg, key):

@@ -9,6 +9,7 @@ from ..layers.read import read_again
 from ..methods.routing import TABLE, routing_of
 from ..surgery import replace, unbind, unhook
 from ..trunks import head_entries
+from ..trunks.recompute import keep_blocks
 from ..trunks.walk import ask_for_gradient, restore
 from ..tuned import demand_hook, tuned_trunks
 
@@ -31,6 +32,7 @@ def merge(model: nn.Module) -> nn.Module:
         if routing_of(trunk):
             replace(trunk, TABLE, None)
         unbind(trunk, 'train')
+        keep_blocks(trunk)
         if trunk.tuning.parts:
             restore(trunk, trunk.tuning.parts)
         loading.unwatch(trunk)

@@ -11,7 +11,7 @@ from torch import nn
 from ..layers import DualLowRank, HalfLinear, Int8Linear
 from ..methods.base import Method, choice, integer
 from ..registry import METHODS
-from ..surgery import swap
+from ..surgery import replace
 from ..trunks import used
 from ..trunks.walk import reroute
 from .adapter import Adapter, Dense
@@ -92,9 +92,16 @@ class E3VA(Method):
         """What only a trunk without gradient can do."""
         if self.attention == 'fused' and hasattr(parts, 'fuse_attention'):
             parts.fuse_attention(trunk)
-        for block in (block for stage in parts.stages(trunk) for block in stage):
-            if self.trunk_weights in WEIGHTS:                           # torch's own attention reads out_proj directly
-                swap(block, r'(?!.*out_proj$).*', WEIGHTS[self.trunk_weights])
+        blocks = [block for stage in parts.stages(trunk) for block in stage]
+        if self.trunk_weights in WEIGHTS:
+            layers = [(block, name, layer) for block in blocks for name, layer in block.named_modules()
+                      if isinstance(layer, nn.Linear) and not name.endswith('out_proj')]    # torch's attention reads it
+            if not layers:
+                raise ValueError(f'E3VA(trunk_weights={self.trunk_weights!r}) rounds linear layers, and the blocks of '
+                                 f"this {type(trunk).__name__} have none: leave it at 'stock'")
+            for block, name, layer in layers:
+                replace(block, name, WEIGHTS[self.trunk_weights](layer))
+        for block in blocks:
             if self.trunk_compile:
                 for name in ('attn', 'ffn', 'mlp'):
                     if hasattr(block, name):

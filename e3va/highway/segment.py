@@ -5,45 +5,15 @@ e', and e receives it unchanged. So the backward needs only the adapters' inputs
 adapter is computed again. The inputs can be held in fewer bits, or not at all: then the frozen blocks run again, and
 each input is dropped as soon as its adapter has its gradient.
 """
-import contextlib
 import dataclasses
-from typing import Callable, Optional
+from typing import Optional
 
 import torch
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
+from ..layers.recompute import FORMS, Surroundings, plain
 from .adapter import trained_of
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """How a tensor is held: `pack` gives a tuple of tensors, `unpack(dtype, *packed)` the tensor again."""
-
-    pack: Callable
-    unpack: Callable
-
-
-def compact(x):
-    """x itself, or a copy where it is a view that keeps more alive: a Swin cuts its branch out of padded windows."""
-    return x.clone() if x.untyped_storage().nbytes() > x.nbytes else x,
-
-
-def to_bf16(x):
-    return x.bfloat16() if x.element_size() >= 4 else compact(x)[0],
-
-
-def to_int8(x):
-    """With a scale for each token; the error is at most half a step of 1/127 of the token's largest value."""
-    scale = x.abs().amax(-1, keepdim=True).float().clamp_min(torch.finfo(torch.float32).tiny) / 127
-    return (x / scale).round_().to(torch.int8), scale
-
-
-FORMS = dict(
-    exact=Form(compact, lambda dtype, x: x),
-    bf16=Form(to_bf16, lambda dtype, x: x.to(dtype)),
-    int8=Form(to_int8, lambda dtype, x, scale: (x * scale).to(dtype)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,33 +26,6 @@ class Mode:
 
 MODES = dict(exact=Mode('exact', 'exact'), bf16=Mode('bf16', 'bf16'), int8=Mode('int8', 'bf16'),
              stream=Mode(None, 'exact'), stream_bf16=Mode(None, 'bf16'))
-
-
-class Surroundings:
-    """The autocast setting, and on request the random state, in which something is computed and computed again."""
-
-    def __init__(self, x, draws=False):
-        kind = x.device.type
-        self.autocast = dict(device_type=kind, dtype=torch.get_autocast_dtype(kind),
-                             enabled=torch.is_autocast_enabled(kind))
-        self.random = (torch.get_rng_state(), *get_device_states(x)) if draws else None
-
-    @contextlib.contextmanager
-    def again(self):
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.autocast(**self.autocast))
-            if self.random is not None:
-                state, devices, states = self.random
-                stack.enter_context(torch.random.fork_rng(devices))
-                torch.set_rng_state(state)
-                set_device_states(devices, states)
-            yield
-
-
-def plain():
-    """Whether to leave everything to autograd: nothing is recorded, torch.compile decides what is kept, or a trace,
-    which cannot be saved with our functions, is made."""
-    return not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 @dataclasses.dataclass
@@ -195,49 +138,3 @@ class Highway(Function):
 def same(a, b):
     """Whether two tensors are one in memory; autograd gives out what it has saved as another object."""
     return a.untyped_storage()._cdata == b.untyped_storage()._cdata
-
-
-def hold(form, x):
-    """The packed form of x where a backward may need it."""
-    return () if plain() else form.pack(x.detach())
-
-
-def again(run, form, held, x, modules):
-    """run(x), a tensor or several, keeping of x only `held`, its packed form; what lies inside is computed again.
-
-    torch's own checkpoint does it where x itself is kept.
-
-    Args:
-        modules: those whose trained parameters run(x) may use.
-    """
-    if plain():
-        return run(x)
-    if form is FORMS['exact']:
-        return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)
-    trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
-    out = Again.apply(run, form, held, x, *trained)
-    return list(out) if isinstance(out, tuple) else out
-
-
-class Again(Function):
-    """See `again`."""
-
-    @staticmethod
-    def forward(ctx, run, form, held, x, *parameters):
-        ctx.run, ctx.form, ctx.dtype, ctx.surroundings = run, form, x.dtype, Surroundings(x)
-        ctx.save_for_backward(*parameters, *held)
-        out = run(x)
-        return out if isinstance(out, torch.Tensor) else tuple(out)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *gradients):
-        count, saved = len(ctx.needs_input_grad) - 4, ctx.saved_tensors
-        parameters, held = saved[:count], saved[count:]
-        with ctx.surroundings.again(), torch.enable_grad():
-            x = ctx.form.unpack(ctx.dtype, *held).detach().requires_grad_(ctx.needs_input_grad[3])
-            out = ctx.run(x)
-            outs = (out,) if isinstance(out, torch.Tensor) else tuple(out)
-        wanted = [tensor for tensor in (x, *parameters) if tensor.requires_grad]
-        found = iter(torch.autograd.grad(outs, wanted, gradients, allow_unused=True))
-        return None, None, None, *(next(found) if needed else None for needed in ctx.needs_input_grad[3:])

@@ -7,9 +7,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..layers import served
+from ..layers.recompute import FORMS, again, hold
 from ..trunks.walk import refuse_options
 from .adapter import trained_of
-from .segment import FORMS, MODES, Segment, again, hold
+from .segment import MODES, Segment
 
 
 class Side(nn.Module):
@@ -145,7 +146,7 @@ def stage(trunk, i, c, l, shape, mode):
     if i + 1 < len(side.stages) or (i, 'merged') in taps:
         inherited = parts.merges(trunk)[i]
         own = side.merges[str(i)] if str(i) in side.merges else inherited
-        e = again(partial(merge, parts, own, shape), form, held, e, [own])
+        e = again(partial(merge, parts, own, shape), form, held, e, own.parameters())
         with torch.no_grad():
             merged = parts.merge(inherited, l, shape)
         c = (e - merged[0] if beside else e).movedim(parts.AXIS, -1)
@@ -163,7 +164,8 @@ def join(trunk, tap, shape, l, e, form, held):
         return a + b if isinstance(a, torch.Tensor) else [x + y for x, y in zip(a, b)]
     if trunk.e3va.join == 'sum' or form is FORMS['exact']:              # the norm keeps its input, as the merge does
         return emit(trunk, tap, shape, l + e if trunk.e3va.join == 'sum' else e)
-    norms = [trunk.get_submodule(name) for name in trunk.tuning.parts.out_norms(trunk)]
+    norms = [parameter for name in trunk.tuning.parts.out_norms(trunk)
+             for parameter in trunk.get_submodule(name).parameters()]
     return again(partial(emit, trunk, tap, shape), form, held, e, norms)
 
 

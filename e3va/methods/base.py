@@ -10,6 +10,7 @@ from ..layers import Emptied, FollowedLinear
 from ..registry import METHODS
 from ..surgery import find, near, replace
 from ..trunks import alternatives, family_of, unused
+from ..trunks.recompute import WAYS
 from .routing import follow_routing
 from .targets import also_names, check_layer, named, target_names, usual
 
@@ -153,6 +154,7 @@ class Method:
     targets = None                  # the option of that name, where the method has it
     train_input = True              # a first layer for other images than RGB trains beside, as its weights are made up
     also = ()                       # modules and parameters of the stock model that train beside, as of `tune`
+    recompute = None                # the trunk's blocks are run again in backward, as of `tune`
     refused = {}                    # family of trunks that the method cannot edit: why
     tunes_entries = False           # what it adds are entries of the trunk's own weights, at their rates
     unit = None                     # class of the equal modules that it is made of, which Pear prunes and shares
@@ -246,7 +248,8 @@ def build_method(method):
     if not isinstance(method, (str, dict, type(None))):
         raise ValueError(f"a method is a name or a dict, e.g. dict(type='E3VA', rank=8), not {str(method):.100}")
     options = dict(type=method) if isinstance(method, str) else dict(method or {})
-    also, train_input = options.pop('also', ()), options.pop('train_input', True)   # every method has them, see `tune`
+    # every method has these, see `tune`
+    also, train_input, way = options.pop('also', ()), options.pop('train_input', True), options.pop('recompute', None)
     name = options.pop('type', None)
     if name is None:
         raise ValueError(f"no method is named in {method!r}; write method=dict(type='E3VA', rank=8)")
@@ -261,7 +264,7 @@ def build_method(method):
     unknown = [option for option in options if option not in known]
     if unknown:
         raise ValueError(f'method {name} has no option {unknown[0]!r}; it has: {", ".join(known)}')
-    method = beside(kind(**options), also)
+    method = again_by_block(beside(kind(**options), also), way)
     if not choice('train_input', train_input, (True, False)):
         method.train_input = method.config['train_input'] = False
     return method
@@ -272,4 +275,15 @@ def beside(method, also):
     if names := also_names(also):
         method.also = (*method.also, *(name for name in names if name not in method.also))
         method.config['also'] = method.also
+    return method
+
+
+def again_by_block(method, way):
+    """The method with its trunk's blocks run again in backward, `recompute` of `tune`; no delta depends on it."""
+    if way is not None:
+        method.recompute = choice('recompute', way, tuple(WAYS))
+        if not method.backpropagates:
+            instead = " Its own mode='stream' runs the blocks again" if hasattr(method, 'mode') else ''
+            raise ValueError(f'recompute={way!r}: {type(method).__name__} backpropagates nothing through the trunk, '
+                             f'whose blocks keep nothing as it is: leave it out.{instead}')
     return method

@@ -5,6 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from ..surgery import rebind, unbind
+from . import recompute
 
 OTHER_ENTRIES = ('forward_intermediates', 'get_intermediate_layers')        # timm's, beside forward
 
@@ -110,7 +111,7 @@ def walk(trunk, parts, image, through, give_out=None, merge=None):
             if keeps_nothing(trunk, block) and torch.is_grad_enabled():
                 x = checkpoint(through, i, j, block, x, shape, use_reentrant=False)
             else:
-                x = through(i, j, block, x, shape)
+                x = recompute.run(block, through, i, j, block, x, shape)
             if (i, j) in taps:
                 emit((i, j))
             if len(outs) == len(taps):

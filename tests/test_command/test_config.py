@@ -248,6 +248,21 @@ def test_missing_files_are_named_by_key(data, tmp_path, option, key):
         checked(data, tmp_path, option)
 
 
+@pytest.mark.parametrize('options, message', [
+    (['model.backbone.in_channels=1'], 'mean has 3 values, and the backbone takes images with in_channels=1:'),
+    (['model.backbone.in_channels=4', 'model.data_preprocessor.mean=[0,0,0,0]'], '4 values, and .* three or one'),
+    (['model.backbone.in_channels=4', 'model.data_preprocessor.mean=[0]', 'model.data_preprocessor.std=[1]'],
+     'bgr_to_rgb=True turns the channels of RGB around, and the backbone takes images of 4: set it to False')])
+def test_the_preprocessor_fits_the_channels(data, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        checked(data, tmp_path, *options)
+
+
+def test_one_value_for_all_channels(data, tmp_path):
+    checked(data, tmp_path, 'model.backbone.in_channels=4', 'model.data_preprocessor.mean=[0]',
+            'model.data_preprocessor.std=[1]', 'model.data_preprocessor.bgr_to_rgb=False')
+
+
 def test_wrapped_datasets_are_opened():
     cfg = load_config('mmdet::pascal_voc/retinanet_r50_fpn_1x_voc0712.py')
     found = [key for key, _ in checks.datasets(cfg.train_dataloader.dataset, 'train_dataloader.dataset')]

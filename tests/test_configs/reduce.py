@@ -12,8 +12,11 @@ def reduce_model(model):
     backbone.pop('init_cfg', None)
     if 'rank' in backbone.get('method', {}):
         backbone.method.rank //= 4                              # it has to fit into half the width
-    if kind == 'e3va.TimmTrunk':
-        backbone.update(embed_dim=NECK, num_heads=1)
+    if kind == 'e3va.TimmTrunk' and 'convnext' in backbone.name:
+        backbone.update(pretrained=False, depths=[1, 1, 1, 1], dims=WIDTHS)
+        widths = {i: WIDTHS[i] for i in backbone.out_indices}
+    elif kind == 'e3va.TimmTrunk':
+        backbone.update(pretrained=False, embed_dim=NECK, num_heads=1)
         widths = dict.fromkeys(backbone.out_indices, NECK)
     elif kind == 'VisionTransformer':
         backbone.arch = dict(embed_dims=NECK, num_layers=2, num_heads=2, feedforward_channels=2 * NECK)
@@ -32,13 +35,19 @@ def reduce_model(model):
         widths = {i: WIDTHS[i] for i in backbone.get('out_indices', [3])}
     for node in nodes({key: value for key, value in model.items() if key not in ('backbone', 'data_preprocessor')}):
         for key in ('in_channels', 'out_channels', 'feat_channels', 'conv_out_channels', 'fc_out_channels', 'channels',
-                    'embed_dim'):
+                    'embed_dim', 'embed_dims'):
             if isinstance(node.get(key), int):
                 node[key] = NECK
             elif key in node:
-                node[key] = list(widths.values())
+                node[key] = [widths[i] for i in sorted(widths)]
+        if 'num_feats' in node:                                 # DETR's: a half for each axis of a position
+            node['num_feats'] = NECK // 2
+        if 'num_queries' in node:
+            node['num_queries'] = 20
         if 'in_index' in node and isinstance(node.in_index, int):
             node.in_channels = widths[node.in_index]
+    if model.type == 'DINO':
+        model.bbox_head.embed_dims, model.num_queries, model.dn_cfg.group_cfg.num_dn_queries = NECK, 20, 10
     if model.type == 'ImageClassifier':
         model.head.in_channels = widths[max(widths)]
     for node in nodes([model.get('train_cfg'), model.get('test_cfg')]):

@@ -17,7 +17,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
 import e3va  # noqa: F401 `mmseg::` and the prefix `e3va.` resolve
-from e3va.command.config import load_method
+from e3va.command.config import apply_method, load_method
 from e3va.datasets import fgvc, synthetic, vtab
 from e3va.dmlora.method import Branches
 from e3va.methods import build_method
@@ -113,6 +113,9 @@ def test_weights_are_public(name):
     import timm
     from timm.models import swin_transformer
     cfg = load(name)
+    if cfg.model.backbone.get('pretrained'):
+        assert cfg.model.backbone.name in timm.list_pretrained()
+        return
     url = cfg.load_from if cfg.get('suite') == 'kvasir' else cfg.model.backbone.init_cfg.checkpoint
     if url.startswith('timm://'):
         assert url.removeprefix('timm://') in timm.list_pretrained()
@@ -253,13 +256,19 @@ class Watch(Hook):
         self.metrics = metrics
 
 
+UNDER = {                                                       # configs of no method, and one to run them under
+    'configs/dinov3/dino_vit-s_coco.py': 'e3va', 'configs/dinov3/dino_convnext-t_coco.py': 'lora',
+    'configs/dinov3/mask2former_vit-s_ade20k.py': 'lora', 'configs/dinov3/mask2former_convnext-t_ade20k.py': 'e3va'}
+
+
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('name', RUNS)
 def test_trains_and_validates(name, generated, monkeypatch):
     monkeypatch.chdir(generated)
     monkeypatch.setattr(Runner, '_log_env', lambda *_: None)            # slow, and nobody reads it here: compilers and
     monkeypatch.setattr(Config, 'pretty_text', property(str))           # drivers, and a yapf run over the whole config
-    cfg = reduce(load(name))
+    cfg = load(name)
+    cfg = reduce(apply_method(cfg, load_method(UNDER[name])) if name in UNDER else cfg)
     cfg.experiment_name = name.replace('/', '_')
     torch.manual_seed(0)
     runner, watch = Runner.from_cfg(cfg), Watch()

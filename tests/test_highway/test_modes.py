@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from e3va.cost.saved import saved_bytes
 from e3va.highway import segment, side
+from e3va.layers import recompute
 from tests.conftest import TRUNKS, build, distance, image, pair, projected, refusal
 
 FLOAT = 4
@@ -244,11 +245,11 @@ def test_gradcheck_of_again(tiny):
     """Finite differences: e and the parameters of a merge that trains."""
     tuned, e, _ = tiny
     own = tuned.stages[0].downsample.requires_grad_(True)
-    double = segment.Form(*map(vars(segment.FORMS['exact']).get, ('pack', 'unpack')))
+    double = recompute.Form(*map(vars(recompute.FORMS['exact']).get, ('pack', 'unpack')))
 
     def run(e, *_):
         merge = partial(side.merge, tuned.tuning.parts, own, (4, 4))
-        return segment.again(merge, double, segment.hold(double, e), e, [own])
+        return recompute.again(merge, double, recompute.hold(double, e), e, own.parameters())
     assert torch.autograd.gradcheck(run, (e, *own.parameters()))
 
 

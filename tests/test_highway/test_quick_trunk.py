@@ -2,6 +2,7 @@
 import sys
 
 import pytest
+import timm
 import torch
 
 import e3va
@@ -106,3 +107,9 @@ def test_compiled_blocks():
 def test_half_linear_follows_the_model_s_type():
     _, tuned = pair('swin_mmdet', quick(trunk_weights='bf16'))
     assert tuned.double().eval()(image('swin_mmdet').double())[0].dtype == torch.double
+
+
+def test_a_trunk_of_convolutions():
+    model = timm.create_model('convnext_atto', depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), conv_mlp=True)
+    with pytest.raises(ValueError, match='blocks of this ConvNeXt have none: leave it at .stock.'):
+        e3va.tune(model, quick(trunk_weights='bf16'))
