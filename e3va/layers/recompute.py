@@ -109,7 +109,9 @@ class Again(Function):
             x = ctx.form.unpack(ctx.dtype, *held).detach().requires_grad_(needs_x)
             out = ctx.run(x)
             outs = (out,) if isinstance(out, torch.Tensor) else tuple(out)
-        outs, gradients = zip(*((out, gradient) for out, gradient in zip(outs, gradients)
-                                if isinstance(out, torch.Tensor) and out.requires_grad))
+        pairs = [pair for pair in zip(outs, gradients) if isinstance(pair[0], torch.Tensor) and pair[0].requires_grad]
+        if not pairs:                                                   # what may train outside of a block is not in it
+            return (None,) * len(ctx.needs_input_grad)
+        outs, gradients = zip(*pairs)
         found = torch.autograd.grad(outs, [x] * needs_x + parameters, gradients, allow_unused=True)
         return None, None, None, *(found if needs_x else (None, *found)), *[None] * len(held)
