@@ -111,6 +111,8 @@ class Again(Function):
             outs = (out,) if isinstance(out, torch.Tensor) else tuple(out)
         given = [(out, gradient) for out, gradient in zip(outs, gradients)
                  if isinstance(out, torch.Tensor) and out.requires_grad]
+        if not given:                                                   # what may train outside of a block is not in it
+            return (None,) * len(ctx.needs_input_grad)
         found = torch.autograd.grad([out for out, _ in given], [x] * needs_x + parameters,
                                     [gradient for _, gradient in given], allow_unused=True)
         return None, None, None, *(found if needs_x else (None, *found)), *[None] * len(held)

@@ -139,6 +139,18 @@ def test_a_shared_table_that_trains_gets_its_gradient():
     assert cosine(*grads) > 0.999
 
 
+@pytest.mark.parametrize('way', ['block', 'block_bf16', 'block_int8'])
+@pytest.mark.parametrize('name', ['vit_tiny_patch16_224', 'poolformerv2_s12'])
+def test_blocks_where_nothing_trains(name, way):
+    """A classifier outside of them does; PoolFormer's GroupNorms ask for a gradient where none comes in."""
+    grads = []
+    for options in ({}, dict(recompute=way)):
+        torch.manual_seed(0)
+        model = e3va.tune(timm.create_model(name, num_classes=3), dict(type='Partial'), **options).train()
+        grads.append(gradients(model, torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))))
+    assert grads[0].keys() == grads[1].keys() and cosine(*grads) > (1 - 1e-9 if way == 'block' else 0.998)
+
+
 # ---- the option
 
 def test_ways_to_say_it():
