@@ -106,13 +106,14 @@ class Again(Function):
         parameters = [tensor for tensor, needed in zip(ctx.saved_tensors, needs) if needed]
         held = ctx.saved_tensors[len(parameters):]
         with ctx.surroundings.again(), torch.enable_grad():
-            x = ctx.form.unpack(ctx.dtype, *held).detach().requires_grad_(needs_x)
+            x = ctx.form.unpack(ctx.dtype, *held).detach().requires_grad_()
             out = ctx.run(x)
             outs = (out,) if isinstance(out, torch.Tensor) else tuple(out)
         given = [(out, gradient) for out, gradient in zip(outs, gradients)
                  if isinstance(out, torch.Tensor) and out.requires_grad]
         if not given:                                                   # what may train outside of a block is not in it
             return (None,) * len(ctx.needs_input_grad)
-        found = torch.autograd.grad([out for out, _ in given], [x] * needs_x + parameters,
-                                    [gradient for _, gradient in given], allow_unused=True)
-        return None, None, None, *(found if needs_x else (None, *found)), *[None] * len(held)
+        # that of x also where nobody asks for it: torch 2.13's GroupNorm crashes without (CPU, maps of channels last)
+        of_x, *found = torch.autograd.grad([out for out, _ in given], [x, *parameters],
+                                           [gradient for _, gradient in given], allow_unused=True)
+        return None, None, None, of_x if needs_x else None, *found, *[None] * len(held)

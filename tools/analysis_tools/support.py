@@ -3,6 +3,7 @@ r"""Which method takes which family of backbones: every pair is built, small, an
     python tools/analysis_tools/support.py                  # the table
     python tools/analysis_tools/support.py --write          # to docs/support.md, which a test compares
     python tools/analysis_tools/support.py --bytes          # what each keeps for backward, at real size; some minutes
+    python tools/analysis_tools/support.py --time           # what reading a backbone block by block takes; some minutes
 
 The backbones are those that the tests run on: TRUNKS of tests/conftest.py, CASES of tests/test_trunks/test_families.py.
 """
@@ -40,7 +41,8 @@ BitFit and NormTuning take them, FourierFT and MoRA where they have linear layer
 # a backbone of each family at real size, (timm's name or OpenMMLab's type, options); images of 224 px, or as named
 REAL = dict(
     swin_mm=('mmdet.SwinTransformer', {}), swin_timm=('swin_tiny_patch4_window7_224', {}),
-    vit_mm=('mmpretrain.VisionTransformer', dict(arch='deit-s')), vit_timm=('vit_small_patch14_dinov2', dict(img_size=224)),
+    vit_mm=('mmpretrain.VisionTransformer', dict(arch='deit-s')),
+    vit_timm=('vit_small_patch14_dinov2', dict(img_size=224)),
     vit_sam=('mmpretrain.ViTSAM', dict(img_size=224)), convnext=('convnextv2_tiny', {}),
     eva=('vit_small_patch16_dinov3', dict(img_size=224)), pvt_mm=('mmseg.MixVisionTransformer', {}),
     beit_mm=('mmpretrain.BEiTViT', {}), eva02_mm=('mmpretrain.ViTEVA02', dict(img_size=224)),
@@ -48,30 +50,68 @@ REAL = dict(
     hivit=('mmpretrain.HiViT', {}), mvit_mm=('mmpretrain.MViT', dict(arch='tiny')), beit=('beit_base_patch16_224', {}),
     swinv2_timm=('swinv2_tiny_window8_256', dict(img_size=224, window_size=7)),
     vit_sam_timm=('samvit_base_patch16_224', {}), pvt_v2=('pvt_v2_b2', {}), tiny_vit=('tiny_vit_21m_224', {}),
-    davit=('davit_tiny', {}), hiera=('hiera_tiny_224', {}), hieradet=('sam2_hiera_tiny', {}), mvitv2=('mvitv2_tiny', {}),
-    metaformer=('caformer_s18', {}), maxxvit=('maxvit_tiny_tf_224', {}))
+    davit=('davit_tiny', {}), hiera=('hiera_tiny_224', {}), hieradet=('sam2_hiera_tiny', {}),
+    mvitv2=('mvitv2_tiny', {}), metaformer=('caformer_s18', {}), maxxvit=('maxvit_tiny_tf_224', {}))
 KEPT = {
     'E3VA': dict(type='E3VA'), 'bf16': dict(type='E3VA', mode='bf16'), 'int8': dict(type='E3VA', mode='int8'),
     'stream': dict(type='E3VA', mode='stream'), 'LoRA': dict(type='LoRA'),
     'LoRA block': dict(type='LoRA', recompute='block'), 'LoRA block_int8': dict(type='LoRA', recompute='block_int8')}
 
 
+def real(family):
+    """The stock backbone of REAL."""
+    import timm
+    import torch
+
+    from e3va.registry import MODELS
+    kind, options = REAL[family]
+    torch.manual_seed(0)
+    if '.' in kind:
+        return MODELS.build(dict(type=kind, **options))
+    return timm.create_model(kind, num_classes=0, **options)
+
+
+def times(runs=20):
+    """Markdown: inference block by block as a share of the stock forward's time, the median over runs in turn."""
+    import statistics
+    import time
+
+    import torch
+
+    from e3va.trunks import FAMILIES
+    from e3va.trunks.walk import by_blocks, through_block
+    lines, image = ['| family | backbone | block by block / stock |', '|---|---|---:|'], torch.randn(1, 3, 224, 224)
+    for family, (kind, _) in REAL.items():
+        trunk = real(family)
+        trunk.eval()
+        trunk.tuning = type('Tuning', (), dict(parts=FAMILIES[family]))
+        ways = (getattr(trunk, FAMILIES[family].ENTRY(trunk)), lambda x: by_blocks(through_block, trunk, x))
+        ratios = []
+        with torch.no_grad():
+            for _ in range(runs + 2):
+                spent = []
+                for way in ways:
+                    start = time.perf_counter()
+                    way(image)
+                    spent.append(time.perf_counter() - start)
+                ratios.append(spent[1] / spent[0])
+        lines.append(f'| {family} | `{kind}` | {statistics.median(ratios[2:]):.3f} |')
+        print(lines[-1], file=sys.stderr)
+    return '\n'.join(lines)
+
+
 def kept_bytes():
     """Markdown: what the backbone alone keeps for backward, one image, fp32: Full in MiB, of the others the share."""
-    import timm
     import torch
 
     import e3va
     from e3va.cost.saved import saved_bytes
-    from e3va.registry import MODELS
     from tests.conftest import tensors
     lines = []
-    for family, (kind, options) in REAL.items():
+    for family, (kind, _) in REAL.items():
         def bytes_of(method):
-            torch.manual_seed(0)
-            trunk = (MODELS.build(dict(type=kind, **options)) if '.' in kind else
-                     timm.create_model(kind, num_classes=0, **options))
-            e3va.tune(trunk, method).train()
+            trunk = e3va.tune(real(family), method)
+            trunk.train()
             image = torch.randn(1, 3, 224, 224)
             return saved_bytes(lambda: sum(out.sum() for out in tensors(trunk(image))), trunk)
         full = bytes_of(dict(type='Full'))
@@ -137,9 +177,10 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--write', action='store_true', help=f'write {PAGE.relative_to(ROOT)}')
     parser.add_argument('--bytes', action='store_true', help='print what is kept for backward')
+    parser.add_argument('--time', action='store_true', help='print what reading block by block takes')
     args = parser.parse_args(argv)
-    if args.bytes:
-        print(kept_bytes())
+    if args.bytes or args.time:
+        print(kept_bytes() if args.bytes else times())
         return
     with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
         logging.disable(logging.WARNING)
