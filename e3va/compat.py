@@ -2,7 +2,7 @@
 import logging
 import re
 import sys
-from functools import partial
+from functools import cache, partial
 from importlib.abc import MetaPathFinder
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -153,6 +153,7 @@ def complete_torchvision():
             _libraries.append(library)
 
 
+@cache                                                                  # each built trunk asks for it
 def patch_mmpretrain():
     """Give SciPy >= 1.14 back `interp2d`, by which mmpretrain resizes position tables when the window differs.
 

@@ -32,11 +32,17 @@ def replace(trunk, name, new):
     if new is None:
         delattr(trunk.get_submodule(parent), leaf)
         return
-    old = trunk.get_submodule(name)
-    for module in list(trunk.modules()):                                # a layer that two modules share stays shared
+    old, waiting, seen = trunk.get_submodule(name), [trunk], set()
+    while waiting:                                                      # a layer that two modules share stays shared
+        module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
         for leaf, child in list(module._modules.items()):
             if child is old:
                 setattr(module, leaf, new)
+            elif child is not None:
+                waiting.append(child)
 
 
 def swap(trunk, pattern, make, kind=nn.Linear):
