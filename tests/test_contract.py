@@ -26,6 +26,10 @@ from tests.conftest import (
 
 slow = pytest.mark.slow                                                 # minutes: the compiler compiles C++
 every = pytest.mark.parametrize('trunk,method', pairs())
+# One of each family and library, where it makes no difference what its options are.
+each = pytest.mark.parametrize('trunk,method', pairs([
+    'swin_mmdet_partial', 'swin_mmpretrain_late', 'swin_timm', 'vit_mmpretrain_maps', 'vit_timm', 'vit_sam',
+    'convnext_mmpretrain']))
 
 # How far a method may be from its trunk at the start, where its formula rounds; all others: not at all.
 # The stacked arrangement adds in another order; Compacter's adapters start at 1e-8 of their input, which rounds.
@@ -99,7 +103,7 @@ def test_gradients_and_frozen(trunk, method):
         assert moved == trained
 
 
-@every
+@each
 def test_delta_round_trip(trunk, method, tmp_path):
     """5. Save, rebuild, load: bit-equal outputs."""
     stock, tuned = pair(trunk, method, stirred=True)
@@ -134,7 +138,7 @@ def test_merge(trunk, method):
     assert merged.training
 
 
-@every
+@each
 def test_copies(trunk, method):
     """7. deepcopy (EMAHook) and pickle give a model of their own with the same results."""
     _, tuned = pair(trunk, method, stirred=True)
@@ -149,7 +153,7 @@ def test_copies(trunk, method):
         assert other.train() is other and other.training
 
 
-@every
+@each
 def test_autocast(trunk, method):
     """7. bf16 autocast stays within 5 % of the output's range of fp32 (8 bits of mantissa through at most 8 blocks)."""
     _, tuned = pair(trunk, method, stirred=True)
@@ -170,7 +174,7 @@ def test_autocast(trunk, method):
 def test_compile(trunk, method):
     """7. torch.compile changes outputs and gradients by at most 1e-5 (aot_eager: the graph, not the kernels)."""
     shallow = dict(swin_mmdet=dict(depths=(1, 2, 1, 1)), swin_timm=dict(depths=(1, 2, 1, 1)),
-                   swin_mmpretrain=dict(arch=dict(SWIN_ARCH, depths=[1, 2, 1, 1])))
+                   swin_mmpretrain=dict(arch=dict(SWIN_ARCH, depths=[1, 2, 1, 1])), vit_timm=SHALLOW['vit_timm'])
     tuned = build(trunk, method, **shallow.get(trunk, {}))
     compiled_alike(tuned, image(trunk), 'aot_eager')
 
@@ -232,7 +236,8 @@ def test_trace(trunk, method, tmp_path):
     assert distance(tuned(images), torch.jit.load(tmp_path / 'trace.pt')(images)) <= 1e-5
 
 
-@pytest.mark.parametrize('trunk,method', pairs(SHALLOW))
+@pytest.mark.parametrize('trunk,method', [*pairs(['vit_timm']), *itertools.product(
+    ['swin_timm'], ['full', 'lora', 'adaptformer', 'ssf', 'vpt_deep', 'e3va', 'e3va_stream', 'gps'])])
 def test_export(trunk, method):
     """7. The same of torch.export with any number of images."""
     tuned, example, images = other_batch(trunk, method)

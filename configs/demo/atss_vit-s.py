@@ -12,7 +12,7 @@ classes = ('tree', )
 data_root = f'{cache}/trees/'
 weights = f'{cache}/vit_s_focus.pth'
 shown = (280, 280)            # tiles of 224 px are shown at this size
-epochs = 4
+epochs = 5
 batch = 4
 rate = 2e-3                   # AdamW
 
