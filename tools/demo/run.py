@@ -1,6 +1,6 @@
 """Train a detector on a real ViT trunk under several methods, and show a table and a picture.
 
-    python tools/demo/run.py                                  tree crowns; Fixed, E3VA and LoRA; about 12 minutes
+    python tools/demo/run.py                                  tree crowns; Fixed, E3VA and LoRA; about 8 minutes
     python tools/demo/run.py --data VOC_OR_COCO_FOLDER        your own boxes
     python tools/demo/run.py --data FOLDER --crops            which kind of object is in a box? A classifier
 
