@@ -33,6 +33,7 @@ def install():
         logging.getLogger(__name__).warning('e3va: %s', problem)
     name_base_packages()
     complete_torchvision()
+    when_imported('mmpretrain.utils.dependency', leave_out_multimodal)
 
 
 class WhenImported(MetaPathFinder):
@@ -87,10 +88,6 @@ def problems():
                'install torch < 2.6, or onedl-mmengine in its place')
 
     folders = {module: package_folder(module) for module in DISTRIBUTIONS}
-    transformers = installed('transformers')
-    if folders['mmpretrain'] and transformers and digit_version(transformers) >= digit_version('5'):
-        yield (f'mmpretrain, and mmdet beside it, cannot be imported where transformers {transformers} is installed '
-               '(its multi-modal models take what version 5 left out): uninstall transformers, or mmpretrain')
     if not found['mmcv'] or not folders['mmcv']:
         return
     mmcv = found['mmcv'][0][1]
@@ -151,6 +148,16 @@ def complete_torchvision():
             library.define('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
             library.define('qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
             _libraries.append(library)
+
+
+def leave_out_multimodal(dependency):
+    """Beside transformers 5 mmpretrain, and with it mmdet, is imported without its multi-modal models.
+
+    These take names that version 5 left out, and their import fails as a whole; mmpretrain itself can do without.
+    """
+    from mmengine.utils import digit_version
+    if installed('transformers') and digit_version(version('transformers')) >= digit_version('5'):
+        dependency.WITH_MULTIMODAL = False
 
 
 @cache                                                                  # each built trunk asks for it

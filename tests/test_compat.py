@@ -130,7 +130,6 @@ def test_the_tested_stack_and_upstreams_own_have_no_problem(monkeypatch, tmp_pat
     ({'mmengine': '0.10.7', 'onedl-mmengine': None}, {}, 'mmengine 0.10.7 cannot load checkpoints under torch 2.13.0'),
     (dict(torch='2.0.1'), {}, 'torch 2.0.1 is too old'),
     ({}, dict(mmcv_files=()), 'mmcv 2.3.6 has no compiled operators'),
-    (dict(transformers='5.23.0'), dict(libraries=['mmpretrain']), 'mmpretrain, and mmdet beside it, cannot'),
     ({}, dict(libraries=['mmdet']), 'mmdet takes mmcv >= 2.0.0rc4, < 2.2.0, and mmcv 2.3.6 is installed'),
     ({}, dict(libraries=['mmseg']), 'mmseg takes mmcv >= 2.0.0rc4, < 2.2.0, and mmcv 2.3.6 is installed'),
 ])

@@ -1,6 +1,7 @@
 """What `import e3va` brings along, and what works without the libraries that a user may not have."""
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -104,3 +105,20 @@ else:
 def test_any_order_of_imports(order):
     """In the environment of tools/setup_env.sh, whose torchvision is of another build than its torch."""
     run(f'import {order}')
+
+
+def test_openmmlab_beside_transformers_5():
+    """mmpretrain's multi-modal models take what version 5 left out; all others, and mmdet's, are there."""
+    folder = Path(sys.prefix, 'peft')                                   # where the set-up keeps it, for tests
+    if not folder.is_dir():
+        pytest.skip('no transformers 5 beside this environment')
+    run(f'''
+sys.path.append({str(folder)!r})
+import e3va
+import transformers
+assert int(transformers.__version__.partition('.')[0]) >= 5
+import mmdet.models, mmpretrain.models, mmseg.models
+model = e3va.registry.MODELS.build(dict(type='e3va.Tuned', trunk='mmpretrain.VisionTransformer', method='LoRA',
+                                        arch='deit-tiny', img_size=32))
+assert e3va.report(model)['trained'] > 0
+''')

@@ -163,7 +163,7 @@ step 'install mmdetection, mmsegmentation, mmpretrain, timm and test tools (1 mi
     pip_install onedl-mmdetection onedl-mmsegmentation onedl-mmpretrain timm segment-anything safetensors rich matplotlib \
     pytest pytest-timeout pytest-xdist onnx torchao
 # HF PEFT, which tests compare with, stays out of the other packages' sight: where transformers is found, mmengine imports
-# it at every start, and mmpretrain breaks (transformers 5 lacks what its multi-modal models import).
+# it at every start, and mmpretrain does without its multi-modal models.
 step 'install HF PEFT into a folder of its own, .venv/peft, for tests (10 s)' \
     pip_install --no-deps --upgrade --target "$venv/peft" peft transformers accelerate tokenizers
 step 'install e3va (10 s)' install_e3va "$root"
