@@ -76,16 +76,16 @@ def test_keys_and_start(trunk, method):
     missing, unexpected = fresh.load_state_dict(stock.state_dict(), strict=False)
     assert set(missing) == added and not unexpected
     stock.eval(), tuned.eval()
-    x = image(trunk)
+    want, found = stock(image(trunk)), tuned(image(trunk))
     kind = type(tuned.tuning.method).__name__
     if tuned.tuning.method.starts_at_trunk:
-        assert distance(stock(x), tuned(x)) <= ROUNDED.get(method, 0), (
+        assert distance(want, found) <= ROUNDED.get(method, 0), (
             f"{kind} does not start at the trunk. If it keeps something that was made from the trunk's values, refresh "
             f'it in {kind}.loaded, as the weights arrive after it was built; if its formula rounds, add its line of '
             'METHODS to ROUNDED above; if it is to start elsewhere, set starts_at_trunk = False')
     else:
-        assert distance(stock(x), tuned(x)) > 0, f'{kind} starts at the trunk: leave starts_at_trunk = True'
-    assert type(tuned) is type(stock) and type(tuned(x)) is type(stock(x))
+        assert distance(want, found) > 0, f'{kind} starts at the trunk: leave starts_at_trunk = True'
+    assert type(tuned) is type(stock) and type(found) is type(want)
 
 
 @every

@@ -11,8 +11,8 @@ cache = os.path.expanduser(os.environ.get('E3VA_CACHE', '~/.cache/e3va'))
 classes = ('tree', )
 data_root = f'{cache}/trees/'
 weights = f'{cache}/vit_s_focus.pth'
-shown = (280, 280)            # tiles of 224 px are shown at this size
-epochs = 5
+shown = (224, 224)            # px; the tiles are of this size
+epochs = 6
 batch = 4
 rate = 2e-3                   # AdamW
 

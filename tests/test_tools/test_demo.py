@@ -528,7 +528,7 @@ def test_a_result_counts_for_its_settings_only(tmp_path, monkeypatch):
 def test_epochs_of_the_trees_and_of_a_users_boxes(tmp_path):
     from experiment import task_config
     found = folder.read_folder(coco_folder(tmp_path), tmp_path)
-    for epochs, data in ((5, None), (8, found)):
+    for epochs, data in ((6, None), (8, found)):
         cfg = task_config(data)
         assert cfg.epochs == cfg.train_cfg.max_epochs == cfg.train_cfg.val_interval == epochs
         assert cfg.param_scheduler[-1].end == cfg.param_scheduler[-1].T_max == epochs
