@@ -7,26 +7,14 @@ model's positions.
 from torch.nn import functional as F
 
 from .family import Branch
-from .hiera import stages  # noqa: F401  the record takes it from here
-from .role import Role
+from .hiera import HEAD, INSIDE, NORMS, ROLES, run, stages  # noqa: F401  the parts have the names of Hiera's
 
 CLASSES = ('timm.:HieraDet',)
 BLOCKS = ('timm.:MultiScaleBlock',)
-QKV = r'blocks\.\d+\.attn\.qkv'
-ROLES = dict(
-    q=Role(QKV, 0, 3), k=Role(QKV, 1, 3), v=Role(QKV, 2, 3),
-    proj=Role(r'blocks\.\d+\.attn\.proj'), fc1=Role(r'blocks\.\d+\.mlp\.fc1'), fc2=Role(r'blocks\.\d+\.mlp\.fc2'))
-HEAD = r'head(\.(?!norm\.).*)?'                                         # its norm is the trunk's
-NORMS = ('head.norm',)
-INSIDE = True
 
 
 def stem(trunk, image):
     return trunk._pos_embed(trunk.patch_embed(image)), None
-
-
-def run(block, x, shape):
-    return block(x)
 
 
 def branches(block, shape):

@@ -61,8 +61,9 @@ def recompute_blocks(trunk, parts, way):
         vars(module)[MARK] = mark
         if module not in blocks or not walks:
             rebind(module, 'forward', partial(forward, vars(module).get('forward')))
-    trunk.register_forward_pre_hook(find_shared)
-    find_shared(trunk)
+    if mark.form != 'exact':                                            # torch's checkpointing finds them by itself
+        trunk.register_forward_pre_hook(find_shared)
+        find_shared(trunk)
 
 
 def find_shared(trunk, inputs=None):
