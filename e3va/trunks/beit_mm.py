@@ -6,17 +6,12 @@ each pair of tokens, so that with it the size of the images is fixed.
 import torch
 
 from .beit import NO_PROMPTS, scaled  # noqa: F401 what timm's says of it
-from .role import Role, branch
+from .role import branch
 from .vit_mm import final_norm, idle_norms, of_mmseg, out_norms, stages  # noqa: F401 in these it is the plain ViT
+from .vit_sam import ROLES  # noqa: F401 the layers have the same names
 
 CLASSES = ('mmpretrain.:BEiTViT', 'mmseg.:BEiT', 'mmseg.:MAE')
 BLOCKS = ('mmpretrain.:BEiTTransformerEncoderLayer', 'mmseg.:BEiTTransformerEncoderLayer')
-QKV = r'layers\.\d+\.attn\.qkv'
-ROLES = dict(
-    q=Role(QKV, 0, 3), k=Role(QKV, 1, 3), v=Role(QKV, 2, 3),
-    proj=Role(r'layers\.\d+\.attn\.proj'),
-    fc1=Role(r'layers\.\d+\.ffn\.layers\.0\.0'),
-    fc2=Role(r'layers\.\d+\.ffn\.layers\.1'))
 
 
 def stem(trunk, image):

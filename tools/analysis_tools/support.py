@@ -20,12 +20,10 @@ PAGE = ROOT / 'docs' / 'support.md'
 sys.path.insert(0, str(ROOT))
 
 WORKS, MERGES, REFUSES = '○', '●', '–'
-METHODS = dict(
-    Full={}, Fixed={}, LoRA=dict(rank=2), DMLoRA=dict(rank=2, branches=2), GPS=dict(criterion='magnitude'), SSF={},
-    BitFit={}, NormTuning={}, FourierFT=dict(n=20), MoRA=dict(rank=2), FacT=dict(rank=2), E3VA=dict(rank=2),
-    Adapter=dict(rank=2), AdapterPfeiffer=dict(rank=2), AdaptFormer=dict(rank=2), Mona=dict(rank=4),
-    RepAdapter=dict(rank=2), LoRand=dict(rank=2), Compacter=dict(rank=4, n=2), Partial=dict(blocks=1),
-    VPT=dict(tokens=2), EVP=dict(reduction=4))
+METHODS = (
+    'Full', 'Fixed', 'LoRA', 'DMLoRA', 'GPS', 'SSF', 'BitFit', 'NormTuning', 'FourierFT', 'MoRA', 'FacT', 'E3VA',
+    'Adapter', 'AdapterPfeiffer', 'AdaptFormer', 'Mona', 'RepAdapter', 'LoRand', 'Compacter', 'Partial', 'VPT', 'EVP')
+OPTIONS = dict(AdapterPfeiffer=dict(rank=2), EVP=dict(reduction=4))    # of the others: METHODS of test_families.py
 HEAD = f"""# Backbones and methods
 
 Every pair was built from a small stock backbone by `python tools/analysis_tools/support.py --write`; a test fails when
@@ -143,7 +141,8 @@ def cell(make, method):
     """(mark, why it refuses or None)."""
     import e3va
     from e3va.methods import build_method
-    method = build_method(dict(type=method, **METHODS[method]))
+    from tests.test_trunks import test_families
+    method = build_method(dict(type=method, **{**OPTIONS, **test_families.METHODS}.get(method, {})))
     trunk = make()
     try:
         e3va.tune(trunk, method)
