@@ -4,8 +4,9 @@
     pip install --only-binary onedl-mmcv --find-links "$(python tools/build_mmcv.py --where)" onedl-mmcv
 
 Nearly all of the time that one of mmcv's 78 sources takes goes to torch's headers. For a CPU the sources are compiled
-joined, some twenty at a time, without a change in them. Where that fails, or for a GPU, it is mmcv's own build. Debug
-information is built by neither. What the user should know goes to stdout, what pip and the compiler say to stderr.
+joined, some twenty at a time, without a change in them; for CUDA the 59 of its kernels too, four at a time. Where that
+fails, or for another device, it is mmcv's own build. Debug information is built by neither. What the user should know
+goes to stdout, what pip and the compiler say to stderr. TORCH_CUDA_ARCH_LIST=9.0 builds for cards of that kind alone.
 """
 import argparse
 import os
@@ -22,7 +23,10 @@ from pathlib import Path
 NAME = 'onedl-mmcv'
 # These define helpers of the same names: no two of them into one joined source.
 APART = ('bezier_align.cpp', 'roi_align.cpp', 'roi_align_rotated.cpp', 'rotated_feature_align.cpp')
-SECONDS = dict(joined=200, own=800)      # of one core; a GPU's kernels, which were not measured, come on top of it
+# So does this kernel's source with the boxes' ones. The other, StyleGAN 3's, takes minutes.
+KERNELS_APART = ('iou3d_cuda.cu', 'filtered_lrelu.cu')
+KERNEL_SOURCES = 16                      # joined ones
+SECONDS = dict(joined=200, kernels=800, own=800)        # of one core; a GPU's kernels come on top of `own`
 
 
 def jobs():
@@ -38,12 +42,21 @@ def for_gpu():
         torch.cuda.is_available() or torch.backends.mps.is_available())
 
 
-def kept_folder():
+def for_cuda():
+    """Whether that is a card of CUDA, which mmcv's setup.py takes where no other device is asked for."""
+    import torch
+    others = any(os.environ.get(f'FORCE_{kind}') == '1' for kind in ('MLU', 'MUSA')) or torch.version.cuda is None
+    return for_gpu() and not others and os.environ.get('MMCV_WITH_DIOPI') != '1' and (
+        torch.cuda.is_available() or os.environ.get('FORCE_CUDA') == '1')
+
+
+def kept_folder(quick=False):
     """Where the wheels for this torch are: in pip's cache, so that `pip cache` lists and removes them, too."""
     import torch
     done = subprocess.run([sys.executable, '-m', 'pip', 'cache', 'dir'], capture_output=True, text=True)
     cache = Path(done.stdout.strip() if done.returncode == 0 else sys.prefix)     # pip was told to keep no cache
-    return cache / 'wheels' / 'e3va' / f'torch-{torch.__version__}-{"gpu" if for_gpu() else "cpu"}'
+    kind = 'cpu' if not for_gpu() else 'gpu-quick' if quick else 'gpu'
+    return cache / 'wheels' / 'e3va' / f'torch-{torch.__version__}-{kind}'
 
 
 def pip(*arguments, **environment):
@@ -61,20 +74,46 @@ def fetch(constraint, scratch):
     return scratch / archive.name.removesuffix('.tar.gz')
 
 
+def csrc(source):
+    return source / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
+
+
 def join(source, count):
     """Let mmcv's setup.py find `count` sources that include the real ones, which move to where it does not look."""
-    folder = source / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
+    folder = csrc(source)
     found = sorted([*folder.glob('*.cpp'), *folder.glob('cpu/*.cpp')])
     apart = [path for path in found if path.parent.name == 'cpu' and path.name in APART]
-    texts = ['#include <torch/extension.h>\n'] * count                   # before a source's macro max could meet it
-    for i, path in enumerate(apart + [path for path in found if path not in apart]):
-        place = Path('sources') / path.relative_to(folder)
+    before = '#include <torch/extension.h>\n'                            # a source's macro max must not meet it
+    places = {path: Path('sources') / path.relative_to(folder) for path in [*apart, *found]}
+    gather(folder, places, count, 'joined_{}.cpp', before)
+
+
+def join_kernels(source):
+    """The same of CUDA's kernels, which have a folder of their own."""
+    folder = csrc(source)
+    places = {path: Path('kernels') / path.name                          # a folder beside: they include from above it
+              for path in sorted(folder.glob('cuda/*.cu')) if path.name not in KERNELS_APART}
+    gather(folder, places, KERNEL_SOURCES, 'cuda/joined_{}.cu')
+
+
+def gather(folder, places, count, name, before=''):
+    """Move sources to their places in the folder, and write `count` that include them in turn."""
+    texts = [before] * count
+    for i, (path, place) in enumerate(places.items()):
         macros = re.findall(r'^#define (\w+)', path.read_text(), re.M)
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         path.rename(folder / place)
         texts[i % count] += f'#include "{place}"\n' + ''.join(f'#undef {macro}\n' for macro in macros)
     for i, text in enumerate(texts):
-        (folder / f'joined_{i}.cpp').write_text(text)
+        (folder / name.format(i)).write_text(text)
+
+
+def leave_out_slow(source):
+    """Build without the kernel that takes the longest: called on a card it says that it is not implemented there."""
+    folder = csrc(source) / 'cuda'
+    (folder / 'filtered_lrelu.cu').unlink()
+    binding = folder / 'cudabind.cpp'
+    binding.write_text(re.sub(r'^REGISTER_DEVICE_IMPL\(filtered_lrelu\w*,[^;]*;', '', binding.read_text(), flags=re.M))
 
 
 def build(source, out):
@@ -89,7 +128,7 @@ def build(source, out):
 
 def defined(source):
     """Names of the functions that mmcv's own binding exports."""
-    text = (source / 'mmcv' / 'ops' / 'csrc' / 'pytorch' / 'pybind.cpp').read_text()
+    text = (csrc(source) / 'pybind.cpp').read_text()
     return set(re.findall(r'm\.def\(\s*"(\w+)"', text))
 
 
@@ -104,11 +143,15 @@ def exported(wheel, scratch):
     return set(done.stdout.split())
 
 
-def build_joined(constraint, scratch):
+def build_joined(constraint, scratch, quick=False):
     """The wheel, or None where joining fails."""
     source = fetch(constraint, scratch)
     names = defined(source)
     join(source, -(-len(APART) // jobs()) * jobs())                      # as many for each compiler
+    if for_cuda():
+        if quick:
+            leave_out_slow(source)
+        join_kernels(source)
     try:
         wheel = build(source, scratch / 'out')
     except subprocess.CalledProcessError:
@@ -124,18 +167,20 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--constraint', metavar='FILE', help='which version')
     parser.add_argument('--where', action='store_true', help='print the folder of the wheel and stop')
+    parser.add_argument('--quick', action='store_true', help="for CUDA: without StyleGAN 3's filtered_lrelu, which "
+                        'takes as long as all others together and which mmdet, mmseg and mmpretrain do not use')
     args = parser.parse_args()
-    kept = kept_folder()
+    kept = kept_folder(args.quick)
     if args.where:
         return print(kept)
     wheel = None
     with tempfile.TemporaryDirectory() as scratch:
         joined, own = Path(scratch, 'joined'), Path(scratch, 'own')
-        if not for_gpu():
-            tell('compiling joined sources', SECONDS['joined'])
-            wheel = build_joined(args.constraint, joined)
+        if not for_gpu() or for_cuda():
+            tell('compiling joined sources', SECONDS['joined'] + (SECONDS['kernels'] if for_cuda() else 0))
+            wheel = build_joined(args.constraint, joined, args.quick)
         if not wheel:
-            why = 'kernels for a GPU come on top' if for_gpu() else 'joined they do not compile here'
+            why = 'joined they do not compile here' if not for_gpu() or for_cuda() else 'kernels for a GPU come on top'
             tell(f"compiling mmcv's sources one by one ({why})", SECONDS['own'])
             wheel = build(fetch(args.constraint, own), own / 'out')
         kept.mkdir(parents=True, exist_ok=True)

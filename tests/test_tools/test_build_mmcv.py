@@ -12,6 +12,11 @@ SOURCES = {
     'cpu/bezier_align.cpp': 'struct Same {};', 'cpu/psamask.cpp': '#ifndef max\n#define max(a, b) a\n#endif',
     'cpu/roi_align.cpp': 'struct Same {};', 'cpu/roi_align_rotated.cpp': 'struct Same {};',
     'cpu/rotated_feature_align.cpp': 'struct Same {};'}
+KERNELS = {
+    'iou3d_cuda.cu': 'struct Point {};', 'filtered_lrelu.cu': 'slow', 'nms_cuda.cu': '#include "../spconv_utils.h"',
+    'upfirdn2d_kernel.cu': '#define MIN(a, b) a',
+    'cudabind.cpp': 'REGISTER_DEVICE_IMPL(nms_impl, CUDA, nms);\n\n'
+                    'REGISTER_DEVICE_IMPL(filtered_lrelu_act_op_impl, CUDA,\n    filtered_lrelu_act_op);\nint rest;'}
 
 
 @pytest.fixture
@@ -23,10 +28,10 @@ def script():
     return module
 
 
-def write_sources(root):
+def write_sources(root, sources=SOURCES):
     folder = root / 'mmcv' / 'ops' / 'csrc' / 'pytorch'
-    (folder / 'cpu').mkdir(parents=True)
-    for name, text in SOURCES.items():
+    for name, text in sources.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     return root
 
@@ -45,6 +50,26 @@ def test_each_source_is_included_once_and_unchanged(script, tmp_path):
     assert sum('cpu/psamask.cpp"\n#undef max\n' in text for text in joined) == 1
 
 
+def test_kernels_are_joined_beside_where_they_were(script, tmp_path):
+    """They include from above their folder; two of them stand alone."""
+    folder = write_sources(tmp_path, {f'cuda/{name}': text for name, text in KERNELS.items()}) / 'mmcv/ops/csrc/pytorch'
+    script.join_kernels(tmp_path)
+    assert {path.name for path in folder.glob('cuda/*') if 'joined' not in path.name} == {
+        'iou3d_cuda.cu', 'filtered_lrelu.cu', 'cudabind.cpp'}
+    joined = [path.read_text() for path in folder.glob('cuda/joined_*.cu')]
+    assert sorted(filter(None, joined)) == [
+        '#include "kernels/nms_cuda.cu"\n', '#include "kernels/upfirdn2d_kernel.cu"\n#undef MIN\n']
+    assert (folder / 'kernels/nms_cuda.cu').read_text() == KERNELS['nms_cuda.cu']
+
+
+def test_what_takes_minutes_can_be_left_out_with_its_registration(script, tmp_path):
+    folder = write_sources(tmp_path, {f'cuda/{name}': text for name, text in KERNELS.items()}) / 'mmcv/ops/csrc/pytorch'
+    script.leave_out_slow(tmp_path)
+    assert not (folder / 'cuda/filtered_lrelu.cu').exists()
+    assert (folder / 'cuda/cudabind.cpp').read_text().split() == [
+        'REGISTER_DEVICE_IMPL(nms_impl,', 'CUDA,', 'nms);', 'int', 'rest;']
+
+
 def test_each_compiler_gets_as_many(script, tmp_path, monkeypatch):
     counts = []
     monkeypatch.setattr(script, 'fetch', lambda constraint, scratch: write_sources(tmp_path / str(len(counts))))
@@ -57,7 +82,7 @@ def test_each_compiler_gets_as_many(script, tmp_path, monkeypatch):
     assert counts == [4, 4, 6, 4, 7]
 
 
-def run(script, monkeypatch, tmp_path, gpu=False, joins=True, names=('nms', 'iou')):
+def run(script, monkeypatch, tmp_path, gpu=False, joins=True, names=('nms', 'iou'), cuda=False, options=()):
     """What main() builds, on three cores; joined sources compile where `joins`, and export `names`."""
     built = []
 
@@ -70,12 +95,14 @@ def run(script, monkeypatch, tmp_path, gpu=False, joins=True, names=('nms', 'iou
         (out / 'onedl_mmcv-1-cp311-cp311-linux_x86_64.whl').write_text(built[-1])
         return out / 'onedl_mmcv-1-cp311-cp311-linux_x86_64.whl'
 
-    monkeypatch.setattr(script, 'fetch', lambda constraint, scratch: write_sources(scratch))
+    sources = {**SOURCES, **{f'cuda/{name}': text for name, text in KERNELS.items()}}
+    monkeypatch.setattr(script, 'fetch', lambda constraint, scratch: write_sources(scratch, sources))
     monkeypatch.setattr(script, 'build', build)
     monkeypatch.setattr(script, 'exported', lambda wheel, scratch: set(names))
     monkeypatch.setattr(script, 'for_gpu', lambda: gpu)
-    monkeypatch.setattr(script, 'kept_folder', lambda: tmp_path / 'kept')
-    monkeypatch.setattr(sys, 'argv', ['build_mmcv.py', '--constraint', 'c.txt'])
+    monkeypatch.setattr(script, 'for_cuda', lambda: cuda)
+    monkeypatch.setattr(script, 'kept_folder', lambda quick: tmp_path / 'kept')
+    monkeypatch.setattr(sys, 'argv', ['build_mmcv.py', '--constraint', 'c.txt', *options])
     monkeypatch.setenv('MAX_JOBS', '3')
     script.main()
     kept, = (tmp_path / 'kept').iterdir()
@@ -101,6 +128,20 @@ def test_for_a_gpu_it_is_mmcvs_own_build_and_that_is_said(script, monkeypatch, t
     assert 'one by one (kernels for a GPU come on top)' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('options', [[], ['--quick']])
+def test_for_cuda_the_kernels_are_joined_too(script, monkeypatch, tmp_path, capsys, options):
+    left_out = []
+    monkeypatch.setattr(script, 'leave_out_slow', left_out.append)
+    assert run(script, monkeypatch, tmp_path, gpu=True, cuda=True, options=options) == ['joined']
+    assert capsys.readouterr().out == '      compiling joined sources: about 6 min on 3 cores\n'
+    assert len(left_out) == len(options)
+
+
+def test_where_the_kernels_do_not_compile_joined_mmcvs_own_build_follows(script, monkeypatch, tmp_path, capsys):
+    assert run(script, monkeypatch, tmp_path, gpu=True, cuda=True, joins=False) == ['joined', 'own']
+    assert '(joined they do not compile here)' in capsys.readouterr().out
+
+
 def test_a_gpu_is_found_or_asked_for(script, monkeypatch):
     import torch
     for name in ('FORCE_CUDA', 'FORCE_MLU', 'FORCE_MPS', 'FORCE_MUSA', 'FORCE_NPU', 'MMCV_WITH_DIOPI'):
@@ -114,6 +155,17 @@ def test_a_gpu_is_found_or_asked_for(script, monkeypatch):
     monkeypatch.delenv('FORCE_CUDA')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     assert script.for_gpu()
+
+
+def test_a_card_of_cuda_is_told_from_other_devices(script, monkeypatch):
+    import torch
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    for version, other, found in (('13.0', '', True), ('13.0', 'FORCE_MLU', False), (None, '', False)):
+        monkeypatch.setattr(torch.version, 'cuda', version)
+        with monkeypatch.context() as asked:
+            if other:
+                asked.setenv(other, '1')
+            assert script.for_cuda() == found
 
 
 @pytest.mark.parametrize('given', [None, '-O2 -march=native'])
@@ -136,11 +188,12 @@ def test_a_wheel_is_kept_apart_for_each_torch_and_kind_of_build(script, monkeypa
     import torch
     monkeypatch.setenv('PIP_CACHE_DIR', str(tmp_path))
     places = set()
-    for version, gpu in (('2.13.0+cpu', False), ('2.13.0', False), ('2.13.0', True)):
+    for version, gpu, quick in (('2.13.0+cpu', False, False), ('2.13.0', False, True), ('2.13.0', True, False),
+                                ('2.13.0', True, True)):
         monkeypatch.setattr(torch, '__version__', version)
         monkeypatch.setattr(script, 'for_gpu', lambda: gpu)
-        places.add(script.kept_folder())
-    assert len(places) == 3 and all(place.is_relative_to(tmp_path / 'wheels') for place in places)
+        places.add(script.kept_folder(quick))
+    assert len(places) == 4 and all(place.is_relative_to(tmp_path / 'wheels') for place in places)
 
 
 def test_the_installed_library_exports_what_mmcvs_binding_names():
