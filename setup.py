@@ -14,8 +14,9 @@ except ImportError:  # setuptools < 70.1
     from wheel.bdist_wheel import bdist_wheel
 
 SHIPPED = ('configs', 'tools', 'model-index.yml')
-# These set up a clone of the project and mean nothing inside an installed package.
-CLONE_ONLY = ('setup_env.sh', 'build_mmcv.py', 'constraints.txt', 'quickstart.sh', 'run_tests.sh')
+# These set up or check a clone of the project and mean nothing inside an installed package.
+CLONE_ONLY = ('setup_env.sh', 'build_mmcv.py', 'constraints.txt', 'quickstart.sh', 'run_tests.sh', 'gpu_check.sh',
+              'gpu_check', 'offline_wheels.sh')
 
 
 def copy_shipped(folder, leave_out=()):

@@ -51,14 +51,18 @@ def exact():
         yield
 
 
+def loss_of(outs):
+    """As `projected`, on any device, of outputs of any type."""
+    return projected([out.float().cpu() for out in tensors(outs)])
+
+
 def run(model, x, dtype=None):
     """Outputs, and gradients of what trains, of a model in eval mode (no dropout); autocast where a type is given."""
     model.eval().zero_grad()
     before_step(model, 0)
     with torch.autocast(x.device.type, dtype, enabled=dtype is not None):
         outs = tensors(model(x))
-    weights = [torch.randn(out.shape, generator=torch.Generator().manual_seed(i)) for i, out in enumerate(outs)]
-    loss = sum((out.float() * weight.to(out.device)).mean() for out, weight in zip(outs, weights))
+    loss = loss_of(outs)
     if loss.requires_grad:
         loss.backward()
     return outs, {name: parameter.grad.clone() for name, parameter in model.named_parameters()
@@ -107,8 +111,8 @@ def test_autocast(trunk, method, device, dtype):
     for _ in range(3):                                                  # a first one may overflow, and is left out
         optimizer.zero_grad()
         with torch.autocast(device, dtype):
-            outs = tensors(model(x))
-        scaler.scale(sum(out.float().square().mean() for out in outs)).backward()
+            loss = loss_of(model(x))
+        scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
     assert all(parameter.isfinite().all() for parameter in parameters.values())
@@ -143,7 +147,7 @@ def test_compile(trunk, method, changes, device):
     got = tensors(compiled(x))
     assert_alike(want, (got, want[1]))
     model.zero_grad()
-    projected([out.cpu() for out in got]).backward()
+    loss_of(got).backward()
     assert all(parameter.grad is not None for parameter in trained(model))
 
 
@@ -195,7 +199,7 @@ def test_determinism(trunk, method, device):
             for step in range(3):
                 before_step(model, step)
                 optimizer.zero_grad()
-                projected([out.cpu() for out in tensors(model(image(trunk).to(device)))]).backward()
+                loss_of(model(image(trunk).to(device))).backward()
                 optimizer.step()
             states.append(model.state_dict())
     finally:
@@ -223,15 +227,15 @@ def test_gps_selects_and_trains(trunk, device):
     places = {}
     for where in ('cpu', device):
         model = build(trunk, dict(type='GPS', k=2), drop_path_rate=0.).to(where)
-        select(model.eval(), [image(trunk).to(where)], lambda x: projected([out.cpu() for out in tensors(model(x))]))
+        select(model.eval(), [image(trunk).to(where)], lambda x: loss_of(model(x)))
         places[where] = {name: set(layer.index.flatten().tolist()) for name, layer in sparse_layers(model).items()}
     same = [len(places['cpu'][name] & found) / len(found) for name, found in places[device].items()]
     assert sum(same) / len(same) >= 0.99 and min(same) >= 0.8
     before = {name: layer.weight.detach().clone() for name, layer in sparse_layers(model).items()}
     optimizer = torch.optim.AdamW(trained(model), lr=1e-2, weight_decay=0.1)
-    for step in range(2):
+    for _ in range(2):
         optimizer.zero_grad()
-        projected([out.cpu() for out in tensors(model(image(trunk).to(device)))], seed=step).backward()
+        loss_of(model(image(trunk).to(device))).backward()
         optimizer.step()
     for name, layer in sparse_layers(model).items():
         assert layer.values.grad.shape == layer.index.shape and layer.values.grad.any(), name

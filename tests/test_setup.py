@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CLONE_ONLY = {'tools/setup_env.sh', 'tools/build_mmcv.py', 'tools/constraints.txt', 'tools/quickstart.sh',
-              'tools/run_tests.sh'}
+              'tools/run_tests.sh', 'tools/gpu_check.sh', 'tools/offline_wheels.sh'}
+CLONE_ONLY |= {path.relative_to(ROOT).as_posix() for path in (ROOT / 'tools' / 'gpu_check').glob('*.*')}
 PIP = [sys.executable, '-m', 'pip', '--disable-pip-version-check']
 OFFLINE = ['--no-index', '--no-build-isolation', '--no-cache-dir']
 
