@@ -13,7 +13,7 @@ root=$(cd "$tools/.." && pwd)
 # shellcheck source=tools/gpu_check/set_up.sh
 . "$tools/gpu_check/set_up.sh"
 
-usage='usage: gpu_check.sh OUT [--only environment|tests|figures|training] [--device cpu] [--wheels FOLDER] [--seconds N]'
+usage='usage: gpu_check.sh OUT [--only PART] [--device cpu] [--wheels FOLDER] [--seconds N] [--weights FOLDER]'
 stop() {
     echo "gpu_check: $*" >&2
     exit 2

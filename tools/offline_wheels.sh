@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Collect what a machine with a GPU and no network lacks.   bash tools/offline_wheels.sh FOLDER --python 3.12 --torch 2.11
-# Into FOLDER go the packages of OpenMMLab and the small ones that they import, as wheels for that Python on Linux x86-64,
-# and the source of mmcv, which tools/gpu_check.sh compiles there. What is large is taken from the machine: torch,
-# torchvision, timm, numpy, scipy, opencv (headless or not), matplotlib, pillow, pytest, safetensors, rich, regex, einops.
+# Collect what a machine with a GPU and no network lacks.  bash tools/offline_wheels.sh FOLDER --python 3.12 --torch 2.11
+# Into FOLDER go the packages of OpenMMLab and the small ones that they import, as wheels for that Python on Linux
+# x86-64, and the source of mmcv, which tools/gpu_check.sh compiles there. What is large is taken from the machine: torch,
+# torchvision, timm, numpy, scipy, opencv (headless or not), scikit-image, numba, matplotlib, pillow, pytest, ...
 # Versions: tools/constraints.txt. It takes a minute, and PYTHON=/path/to/python3 chooses whose pip fetches.
 set -eu
 tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -10,8 +10,9 @@ constraints=$tools/constraints.txt
 python=${PYTHON:-python3}
 most=60    # MiB
 # Wheels are in the index for the first ones; of OpenMMLab's libraries it has only sources, which hold no compiled code.
-wheels=(onedl-mmengine pycocotools shapely torchao segment-anything addict ftfy importlib_metadata mat4py model-index
-    modelindex ninja ordered-set platformdirs prettytable psutil setuptools termcolor terminaltables wcwidth wheel yapf zipp)
+wheels=(onedl-mmengine imaug pycocotools shapely torchao segment-anything addict ftfy importlib_metadata mat4py model-index
+    modelindex ninja ordered-set platformdirs prettytable psutil setuptools termcolor terminaltables wcwidth wheel yapf
+    zipp)
 pure=(onedl-mmdetection onedl-mmsegmentation onedl-mmpretrain)
 platforms=(manylinux_2_28_x86_64 manylinux_2_24_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64 manylinux1_x86_64)
 

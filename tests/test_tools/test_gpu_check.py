@@ -1,6 +1,7 @@
 """tools/gpu_check.sh on the CPU: its arguments, its parts, and what is left when one fails or runs over."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,24 @@ def test_without_a_card_that_is_said(tmp_path):
     done = start(tmp_path, CUDA_VISIBLE_DEVICES='')
     assert done.returncode == 2 and '--device cpu checks what a CPU can tell' in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('python, arguments, message', [
+    ('2.7', ['--wheels', 'wheels'], 'the wheels are for Python 2.7, and this is Python 3'),
+    ('', ['--wheels', 'wheels'], 'failed: install the wheels'),
+    ('', [], 'no set-up without a network; there: --wheels FOLDER of offline_wheels.sh')])
+def test_where_the_stack_is_missing(tmp_path, python, arguments, message):
+    """In a clone without an environment, by a Python that has nothing; the folder's only wheel is damaged."""
+    clone, wheels = tmp_path / 'a clone', tmp_path / 'wheels'
+    shutil.copytree(CHECK, clone / 'tools' / 'gpu_check')
+    shutil.copy(ROOT / 'tools' / 'gpu_check.sh', clone / 'tools')
+    (clone / 'tools' / 'setup_env.sh').write_text('exit 1\n')
+    wheels.mkdir()
+    (wheels / 'machine.txt').write_text(f'python {python or "%d.%d" % sys.version_info[:2]} torch 2.11\n')
+    (wheels / 'addict-2.4.0-py3-none-any.whl').write_text('half of it')
+    done = subprocess.run(['bash', clone / 'tools' / 'gpu_check.sh', tmp_path / 'out', *arguments], cwd=tmp_path,
+                          env=dict(PATH='/usr/bin:/bin', PYTHON=sys._base_executable), capture_output=True, text=True)
+    assert done.returncode == 2 and message in done.stderr.splitlines()[-1], done.stderr
 
 
 def test_two_parts_on_a_cpu(tmp_path):

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Find a Python with the stack, or make one: from a folder of wheels, else from the package index. Read by gpu_check.sh.
 
-modules='torch torchvision mmengine mmcv._ext mmdet mmseg mmpretrain timm cv2 scipy matplotlib safetensors pytest rich'
+modules='torch torchvision mmengine mmcv._ext mmdet mmseg mmpretrain imgaug timm cv2 scipy matplotlib safetensors pytest rich'
 
-# lacking PYTHON: the modules that it does not find, found without importing them (but mmcv, which its operators lie in).
+# lacking PYTHON: the modules that it does not find. Of them it imports mmcv alone, in which the operators lie.
 lacking() {
     "$1" - $modules <<'END' 2>/dev/null || echo "$modules"
 import sys
@@ -44,7 +44,7 @@ set_up() {
 
 # offline ROOT WHEELS MADE LOG: a virtual environment over all that $python has, with the wheels and an mmcv built here.
 offline() {
-    local root=$1 wheels=$2 made=$3 log=$4 beside arch
+    local root=$1 wheels=$2 made=$3 log=$4 beside found missing wanted torch
     read -r _ wanted _ torch <"$wheels/machine.txt"
     "$python" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$wanted')" ||
         stop "the wheels are for Python $wanted, and this is $("$python" -V): collect others, or name it by PYTHON=..."
@@ -53,18 +53,16 @@ offline() {
     rm -rf "$made"
     "$python" -m venv --without-pip "$made" >>"$log" 2>&1 || failed 'make a virtual environment' "$log"
     # --system-site-packages would show what the interpreter has, not what the environment has that it is of.
-    beside=$("$python" -c 'import site, sysconfig; print(*{sysconfig.get_path(n) for n in ("purelib", "platlib")}, *site.getsitepackages(), sep="\n")')
+    beside=$("$python" -c 'import site, sysconfig; print(sysconfig.get_path("platlib"), *site.getsitepackages(), sep="\n")')
     sort -u <<<"$beside" | sed "s/.*/import site; site.addsitedir('&')/" \
         >"$("$made/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/machine.pth"
     export PATH="$made/bin:$(dirname "$("$python" -c 'import sys; print(sys.executable)')"):$PATH"
     python=$made/bin/python
     export PIP_NO_INDEX=1 PIP_FIND_LINKS=$wheels PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
     "$python" -m pip install --no-deps "$wheels"/*.whl >>"$log" 2>&1 || failed 'install the wheels' "$log"
-    "$python" -c "import torch, sys; sys.exit(not torch.__version__.startswith('$torch.'))" ||
-        echo "The wheels were collected for torch $torch, and $("$python" -c 'import torch; print(torch.__version__)') is here: going on"
+    found=$("$python" -c 'import torch; print(torch.__version__)')
+    [[ $found = "$torch".* ]] || echo "The wheels were collected for torch $torch, and this is $found: going on"
     build_mmcv "$root" "$log"
-    "$python" -m pip install --no-deps --no-build-isolation --editable "$root" >>"$log" 2>&1 ||
-        failed 'install e3va' "$log"
     missing=$(lacking "$python")
     [ -z "$missing" ] || stop "this machine lacks $missing, which the wheels do not hold: install them there"
     echo "Set up in $(($(date +%s) - began)) s"
@@ -73,23 +71,26 @@ offline() {
 # mmcv's operators for this card alone, on all cores; where that fails or takes too long, those for a CPU.
 build_mmcv() {
     local root=$1 log=$2 arch
-    arch=$("$python" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability() if torch.cuda.is_available() else "")')
+    arch=$("$python" -c 'from torch import cuda
+if cuda.is_available(): print("%d.%d" % cuda.get_device_capability())')
     if [ -n "$arch" ]; then
-        echo "Compiling mmcv's operators for a card of capability $arch on $(nproc) cores: 2 minutes, at most 4"
-        TORCH_CUDA_ARCH_LIST=$arch MAX_JOBS=${MAX_JOBS:-$(nproc)} build 240 "$root" "$log" && return
+        echo "mmcv's operators for a card of capability $arch, on all cores: 4 minutes at most"
+        TORCH_CUDA_ARCH_LIST=$arch build 240 "$root" "$log" && return
         echo "It did not compile in 4 minutes; detectors will not run on the card. The last lines of $log:"
         tail -n 5 "$log"
     fi
-    echo "Compiling mmcv's operators for the CPU on $(nproc) cores"
-    CUDA_VISIBLE_DEVICES='' MAX_JOBS=${MAX_JOBS:-$(nproc)} build 1200 "$root" "$log" || failed "compile mmcv's operators" "$log"
+    echo "mmcv's operators for the CPU, on all cores"
+    CUDA_VISIBLE_DEVICES='' build 1200 "$root" "$log" ||
+        failed "compile mmcv's operators" "$log"
 }
 
 # build SECONDS ROOT LOG: the wheel for what this environment shows, installed.
 build() {
     local kept
-    kept=$("$python" "$2/tools/build_mmcv.py" --where)
+    kept=$("$python" "$2/tools/build_mmcv.py" --quick --where)
     compgen -G "$kept/onedl_mmcv-*.whl" >/dev/null ||
-        timeout "$1" "$python" "$2/tools/build_mmcv.py" --constraint "$2/tools/constraints.txt" >>"$3" 2>&1 || return
+        timeout "$1" "$python" "$2/tools/build_mmcv.py" --quick --constraint "$2/tools/constraints.txt" >>"$3" 2>&1 ||
+        return
     "$python" -m pip install --no-deps --force-reinstall --find-links "$kept" --only-binary onedl-mmcv onedl-mmcv \
         >>"$3" 2>&1 && "$python" -c 'import mmcv.ops' >>"$3" 2>&1
 }
