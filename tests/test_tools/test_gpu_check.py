@@ -74,19 +74,18 @@ def test_where_the_stack_is_missing(tmp_path, python, arguments, message):
     assert done.returncode == 2 and message in done.stderr.splitlines()[-1], done.stderr
 
 
-def test_two_parts_on_a_cpu(tmp_path):
-    """Nothing is installed; the figures get too little time, which the page says; rows have what a table needs."""
-    done = start(tmp_path, '--device', 'cpu', '--only', 'environment', '--only', 'figures', '--seconds', 45)
+def test_a_part_on_a_cpu(tmp_path):
+    """Nothing is installed, and rows have what a table needs."""
+    done = start(tmp_path, '--device', 'cpu', '--only', 'environment')
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith('The stack is there: ')
     files = {path.name for path in tmp_path.rglob('*')}
-    assert {'rows.jsonl', 'gpu.md'} <= files and len(files) <= 8
+    assert files == {'rows.jsonl', 'gpu.md'}
     rows = rows_of(tmp_path)
     assert all({'part', 'case', 'status', 'device', 'commit', 'command', 'versions'} <= set(row) for row in rows)
     assert {'machine', 'import mmdet.apis', 'mmcv nms'} <= {row['case'] for row in rows if row['status'] == 'done'}
     text = (tmp_path / 'gpu.md').read_text()
     assert '**Not on a GPU**' in text and '| environment | 10 | 0 | 0 |' in text
-    assert 'out of time' in text or 'stopped after' in text
 
 
 def test_what_figures_measure(tmp_path, room, monkeypatch):
