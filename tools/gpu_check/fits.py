@@ -29,6 +29,8 @@ def measure(record):
             with on('cuda', model):
                 images = 0
                 for card in CARDS:                                      # what fits a card fits a larger one
+                    if card * 2**30 > torch.cuda.mem_get_info()[1]:
+                        raise ValueError(f'the card that is there is smaller than {card} GiB')
                     while images < MOST and fits(model, first(data, images + 1), card):
                         images += 1
                     record.row(f'largest batch: {each.label}, {card} GB', method=each.label, card_gb=card,
@@ -40,10 +42,7 @@ def fits(model, data, card):
     torch.cuda.empty_cache()
     unused, total = torch.cuda.mem_get_info()
     context = total - unused - torch.cuda.memory_reserved()
-    fraction = (card * 2**30 - context) / total
-    if fraction >= 1:
-        return False                                                    # the card that is there is no larger
-    torch.cuda.set_per_process_memory_fraction(fraction)
+    torch.cuda.set_per_process_memory_fraction((card * 2**30 - context) / total)
     try:
         with Step(model, data, None) as step:
             step.run()

@@ -71,7 +71,7 @@ def summary(rows):
 
 
 def environment(rows):
-    found = [row for row in rows if row['part'] == 'environment' and row['status'] == 'done']
+    found = [row for row in rows if row['part'] == 'environment']
     machine = next((row for row in found if row['case'] == 'machine'), None)
     if machine is None:
         return ''
