@@ -151,6 +151,23 @@ def test_a_part_that_fails_is_a_row_and_the_next_one_follows(tmp_path, room, mon
     assert len(room('record').read(out)) == len(rows)
 
 
+def test_each_test_is_a_row(tmp_path):
+    """By the plugin that suite.py loads."""
+    (tmp_path / 'test_some.py').write_text('''
+import pytest
+def test_passes(): pass
+def test_fails(): assert 1 == 2
+@pytest.mark.skip(reason='no card')
+def test_skips(): pass
+''')
+    environment = dict(os.environ, PYTHONPATH=str(CHECK), GPU_CHECK_OUT=str(tmp_path), GPU_CHECK_DEVICE='cpu')
+    subprocess.run([sys.executable, '-m', 'pytest', '-p', 'outcomes', 'test_some.py'], cwd=tmp_path, env=environment,
+                   capture_output=True)
+    found = {row['case'].partition('::test_')[2]: row for row in rows_of(tmp_path)}
+    assert {case: row['status'] for case, row in found.items()} == dict(passes='done', fails='failed', skips='not run')
+    assert found['fails']['why'] == 'assert 1 == 2' and found['skips']['why'] == 'Skipped: no card'
+
+
 def test_what_does_not_fit_in_is_not_run(tmp_path, room):
     assert room('run').main([str(tmp_path), '--device', 'cpu', '--seconds', '10']) == 0
     assert {row['part'] for row in rows_of(tmp_path)} == {'environment', 'tests', 'figures', 'training'}

@@ -11,7 +11,7 @@ from record import ROOT, Record, part_arguments
 def main():
     args = part_arguments(__doc__)
     out = args.out.resolve()
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'reports', '-m',
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'outcomes', '-m',
                'cuda' if args.device == 'cuda' else 'not cuda', 'tests/test_device.py', '-p', 'no:cacheprovider']
     workers = min(6, os.cpu_count() // 2)                               # each has a context of the card, half a GB
     if args.device == 'cuda' and workers > 1 and find_spec('xdist'):
