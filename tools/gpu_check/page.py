@@ -109,7 +109,8 @@ def goals(figures, rows):
     share = 1 - there['fixed']['step_ms'] / there['e3va']['step_ms'] if {'fixed', 'e3va'} <= {
         method for method, row in there.items() if 'step_ms' in row} else None
     share = '' if share is None else f"\n\nShare of E3VA's step above Fixed's: {100 * share:.0f} %. {KERNELS}"
-    return ('## Goals\n\nCascade Mask R-CNN with Swin-L, 800x1333, batch 1, fp32.\n\n'
+    return ('## Goals\n\nCascade Mask R-CNN with Swin-L, 800x1333, batch 1, fp32'
+            + (', thin and at 64x96.\n\n' if on_cpu else '.\n\n')
             + table(['goal', 'is', ''], lines) + share)
 
 

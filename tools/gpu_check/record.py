@@ -21,8 +21,10 @@ def part_arguments(description):
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out', type=Path)
     parser.add_argument('--device', choices=['cuda', 'cpu'], default='cuda')
-    parser.add_argument('--seconds', type=float, default=540, help='of the part')
-    return parser.parse_args()
+    parser.add_argument('--until', type=float, help='when it must be over, in seconds since the epoch')
+    args = parser.parse_args()
+    args.seconds = args.until - time.time() if args.until else 540      # imports have taken some
+    return args
 
 
 class Record:

@@ -65,7 +65,7 @@ def run(part, out, device, end, kept):
     began = time.time()
     with tempfile.TemporaryFile('w+') as said:
         process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name(file), out, '--device', device, '--seconds', f'{seconds:.0f}'],
+            [sys.executable, Path(__file__).with_name(file), out, '--device', device, '--until', str(began + seconds)],
             stderr=said, start_new_session=True)
         try:
             code = process.wait(max(1, min(seconds + GRACE, end - time.time())))
