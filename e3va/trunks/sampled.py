@@ -5,6 +5,7 @@ mean over the draws is that of all. What is drawn is how many, the batch's first
 [0, 1); which image comes first is the sampler's draw. Source: stochastic backpropagation (Cheng et al., CVPR 2022,
 arXiv 2203.16755; Fang et al., NeurIPS 2022, arXiv 2210.00129), there of tokens and without the factor.
 """
+import contextlib
 import math
 from functools import partial
 
@@ -35,12 +36,38 @@ def sample_backward(trunk, parts, share):
     rebind(trunk, entry, partial(forward, share, vars(trunk).get(entry) or entry))
 
 
+def by_chance(images, share):
+    return math.floor(images * share + float(torch.rand(())))
+
+
+def most(images, share):
+    return math.ceil(images * share)
+
+
+draw = by_chance
+
+
+@contextlib.contextmanager
+def drawing(count):
+    """Have count(images, share) of a batch's images drawn in this context: `most` is what memory must do for.
+
+    Inside another such context that one's stay.
+    """
+    global draw
+    before = draw
+    draw = count if before is by_chance else before
+    try:
+        yield
+    finally:
+        draw = before
+
+
 def forward(share, before, trunk, images, *args, **options):
     """The trunk's outputs; `before` is what stood in this function's place, or its name in the class."""
     run = partial(getattr(type(trunk), before), trunk) if isinstance(before, str) else before
     if not (trunk.training and torch.is_grad_enabled()):
         return run(images, *args, **options)
-    count = math.floor(len(images) * share + float(torch.rand(())))
+    count = draw(len(images), share)
     if count >= len(images):
         return run(images, *args, **options)
     with torch.no_grad():
