@@ -11,7 +11,8 @@ def saved_bytes(forward, module):
 
     Each storage counts once and whole, however many tensors and views of it are saved: that is what stays allocated.
     What is saved on the way for a part of the graph that is then dropped (a matcher's costs, an accuracy) is not kept.
-    Under `backward=` (of `tune`) it is the step with the most images. Tensors that a custom autograd function keeps by `save_for_backward` are seen, attributes of its context are not.
+    Under `backward=` (of `tune`) it is the step in which most images are drawn. Tensors that a custom autograd function
+    keeps by `save_for_backward` are seen, attributes of its context are not.
 
     Args:
         forward (callable): one forward pass, e.g. `lambda: model(**data, mode='loss')`; kept is what is needed for the
