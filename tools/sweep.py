@@ -1,13 +1,13 @@
 """Train methods on tasks by one protocol: each method's rate chosen on val, then fresh seeds, test looked at once.
 
-    python tools/sweep.py configs/bench --methods fixed,lora,e3va --tune
-    python tools/sweep.py configs/bench/cells.py --methods lora,lora:backward=0.25 --seeds 1 2
+    python tools/sweep.py FOLDER_OF_TASKS --methods fixed,lora,e3va --tune
+    python tools/sweep.py TASK.py --methods lora,lora:backward=0.25 --seeds 1 2
 
 Methods are names or files as of `--method`, with options behind a colon. With --tune each of the config's rates and
 weight decays is tried with seed 0 and scored on val alone; the best serves those of --seeds, scored on val and test.
-A task is any config; its `sweep = dict(score=..., rates=[...], weight_decays=[...])` says by what it is scored and what
-is tried. What was finished before is not run again, an interrupted run goes on; a run that fails is named at the end,
-the others are made.
+A task is any config that has a `sweep = dict(score='coco/bbox_mAP', rates=[1e-3, 2e-3], weight_decays=[0.01])`: by what
+it is scored, and what is tried; `times=100` makes percent of fractions. What was finished before is not run again, an
+interrupted run goes on; a run that fails is named at the end, the others are made.
 """
 import argparse
 import dataclasses
