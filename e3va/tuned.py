@@ -14,13 +14,14 @@ from . import compat, loading
 from .layers.adopted import AdoptedLinear
 from .layers.read import call_through, expect_calls
 from .methods import Full, Method, build_method
-from .methods.base import again_by_block, beside
+from .methods.base import again_by_block, beside, in_part
 from .methods.targets import ALL, find_also, matches, named, say
 from .registry import METHODS, MODELS
 from .surgery import near, rebind
 from .trunks import FAMILIES, family_of, head_entries
 from .trunks.channels import other_images
 from .trunks.recompute import recompute_blocks
+from .trunks.sampled import sample_backward
 from .trunks.walk import let_stock_checkpoint
 
 
@@ -63,7 +64,7 @@ class Tuning:
 
 @MODELS.register_module()
 def Tuned(trunk: str, method: str | dict, also: Sequence[str] = (), recompute: str | None = None,
-          **options) -> nn.Module:
+          backward: float | None = None, **options) -> nn.Module:
     """Build a stock trunk and edit it in place for a method.
 
     Args:
@@ -71,6 +72,7 @@ def Tuned(trunk: str, method: str | dict, also: Sequence[str] = (), recompute: s
         method (str or dict): `dict(type='E3VA', rank=8)`.
         also (sequence of str): what of the trunk trains beside the method, see `tune`.
         recompute (str): the trunk's blocks are run again in backward, see `tune`.
+        backward (float): the share of a batch's images whose gradient goes through the trunk, see `tune`.
         **options: the stock trunk's own arguments, `init_cfg` included.
 
     Returns:
@@ -84,7 +86,7 @@ def Tuned(trunk: str, method: str | dict, also: Sequence[str] = (), recompute: s
     config = dict(type=scoped(trunk), **options)
     check_out_indices(trunk, options)
     module = ROOT.build(dict(config))
-    return tune(module, method, config=config, also=also, recompute=recompute)
+    return tune(module, method, config=config, also=also, recompute=recompute, backward=backward)
 
 
 def scoped(trunk):
@@ -121,7 +123,7 @@ def check_out_indices(trunk, options):
 
 
 def tune(module: nn.Module, method: str | dict | Method, config: dict | None = None,
-         also: Sequence[str] = (), recompute: str | None = None) -> nn.Module:
+         also: Sequence[str] = (), recompute: str | None = None, backward: float | None = None) -> nn.Module:
     """Edit a trunk, the backbone of a whole model, or any module in place for a method.
 
     Of a whole OpenMMLab model the `backbone` is tuned; neck and heads train as they did. Where the method's `targets`
@@ -141,6 +143,9 @@ def tune(module: nn.Module, method: str | dict | Method, config: dict | None = N
         recompute (str): 'block' keeps of every block of the trunk its input alone and runs it again in backward;
             'block_bf16' and 'block_int8' keep that in fewer bits, so that gradients are approximate. Under
             torch.compile the compiler decides what is kept. Also an option of every method.
+        backward (float): the share of a batch's images whose gradient goes through the trunk, e.g. 0.25: one image of
+            four in turn, drawn by chance where the batch is smaller. Activations and the time of backward shrink with
+            it; gradients are right in the mean, and noisier. Also an option of every method.
 
     Returns:
         nn.Module: `module` itself.
@@ -149,7 +154,7 @@ def tune(module: nn.Module, method: str | dict | Method, config: dict | None = N
         ValueError: a name that nothing has, a layer that the method cannot adapt, a method that does not know the
             blocks of the trunk, or finds nothing to train.
     """
-    method = again_by_block(beside(build_method(method), also), recompute)
+    method = in_part(again_by_block(beside(build_method(method), also), recompute), backward)
     if any(hasattr(child, 'tuning') for child in module.modules()):
         raise ValueError(f'a method given twice: {type(module).__name__} has one already; build the trunk anew, or '
                          'take its e3va.merge')
@@ -214,6 +219,9 @@ def tune(module: nn.Module, method: str | dict | Method, config: dict | None = N
     if method.recompute:
         part = trunk.backbone if tuning.rest else trunk
         recompute_blocks(part, FAMILIES.get(family_of(part)), method.recompute)
+    if method.backward:
+        part = trunk.backbone if tuning.rest else trunk
+        sample_backward(part, FAMILIES.get(family_of(part)), method.backward)
     let_stock_checkpoint(trunk)
     rebind(trunk, 'train', train)
     if method.hook:

@@ -33,12 +33,14 @@ heads draw differs from image to image, and a trained network finds more true on
 convolutions of coco_cascade_swin_b.py, fixed, batch 1, 8 boxes give 1050 MiB saved, 128 (all that they draw) 1670.
 """
 import dataclasses
+from typing import Optional
 
 import torch
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from ..trunks.sampled import drawing, most
 from . import batch, spec
 from .halves import rest_step, trunk_step
 from .live import unique_bytes
@@ -55,8 +57,10 @@ class Plan:
         label: the method, as `Spec.label`.
         weights, gradients, moments: of all parameters and buffers; of what trains; AdamW's two of what trains.
         first: the least batch that trains (1, or 2 where a batch norm would see one value a channel).
-        counted: {name: (bytes for `first` images, bytes for one image more)}: `saved` for backward, and for each of
-            `PHASES` the most that is there at once.
+        counted: {name: (bytes for `first` images, for one image more, for one whose gradient goes through the trunk on
+            top)}: `saved` for backward, and for each of `PHASES` the most that is there at once. The third is none
+            unless a share of the images is drawn.
+        share: that share, `backward` of `tune`; else None.
     """
 
     label: str
@@ -65,10 +69,11 @@ class Plan:
     moments: int
     first: int
     counted: dict
+    share: Optional[float] = None
 
     def count(self, name, images):
-        one, two = self.counted[name]
-        return one + (images - self.first) * (two - one)
+        one, more, drawn = self.counted[name]
+        return one + (images - self.first) * more + ((most(images, self.share) - 1) * drawn if self.share else 0)
 
     def saved(self, images):
         return self.count('saved', images)
@@ -122,9 +127,10 @@ def plan(cfg, specs, size=None, dtype='fp32', objects=batch.OBJECTS, say=lambda 
         else:
             trunk = build(config.backbone)
 
-        def count(images):
+        def count(images, drawn=1):
             say(f'counting {each.label}, batch {images}')
-            with failing(f'{each.label} cannot train at {size[0]}x{size[1]}, batch {images}'):
+            place = f'{each.label} cannot train at {size[0]}x{size[1]}, batch {images}'
+            with failing(place), drawing(lambda images, share: drawn):
                 shape = model.data_preprocessor(batch.generate(cfg, size, images), True)['inputs'].shape
                 below = trunk_step(trunk.train(), shape, DTYPES[dtype])
                 key = str((below['maps'], below['tree']))
@@ -140,9 +146,15 @@ def plan(cfg, specs, size=None, dtype='fp32', objects=batch.OBJECTS, say=lambda 
             first, one = 1, count(1)
         except ValueError:
             first, one = 2, count(2)
-        two = count(first + 1)
+        share, two = trunk.tuning.method.backward, count(first + 1)
+        if share:                                               # from batches of which a part is drawn
+            three, more = count(first + 2), count(first + 2, 2)
+            counted = {name: (2 * two[name] - three[name], three[name] - two[name], more[name] - three[name])
+                       for name in one}
+        else:
+            counted = {name: (one[name], two[name] - one[name], 0) for name in one}
         plans.append(Plan(each.label, unique_bytes([*parameters, *model.buffers(), *trunk.buffers()]), gradients,
-                          2 * gradients, first, {name: (one[name], two[name]) for name in one}))
+                          2 * gradients, first, counted, share))
     return size, plans
 
 

@@ -3,13 +3,16 @@ import weakref
 
 import torch
 
+from ..trunks.sampled import drawing, most
+
 
 def saved_bytes(forward, module):
     """Bytes that autograd keeps for backward when `forward()` has run, parameters and buffers of `module` excluded.
 
     Each storage counts once and whole, however many tensors and views of it are saved: that is what stays allocated.
     What is saved on the way for a part of the graph that is then dropped (a matcher's costs, an accuracy) is not kept.
-    Tensors that a custom autograd function keeps by `save_for_backward` are seen, attributes of its context are not.
+    Under `backward=` (of `tune`) it is the step in which most images are drawn. Tensors that a custom autograd function
+    keeps by `save_for_backward` are seen, attributes of its context are not.
 
     Args:
         forward (callable): one forward pass, e.g. `lambda: model(**data, mode='loss')`; kept is what is needed for the
@@ -29,7 +32,7 @@ def saved_bytes(forward, module):
             kept.append(weakref.ref(saved))
         return saved
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved), drawing(most):
         returned = forward()  # noqa: F841 holds the graph
     storages = [saved.untyped_storage() for saved in (reference() for reference in kept) if saved is not None]
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())

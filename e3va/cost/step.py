@@ -7,6 +7,7 @@ import torch
 from ..gps.gradients import select
 from ..gps.hook import task_loss
 from ..gps.method import GPS, selected
+from ..trunks.sampled import drawing, most
 from ..tuned import find_tuned
 
 
@@ -51,8 +52,8 @@ class Step:
         del self.optimizer
 
     def forward(self):
-        """The loss of the batch, a scalar."""
-        with autocast(self.device, self.dtype):
+        """The loss of the batch, a scalar; under `backward=` of the step in which most images' gradient is taken."""
+        with autocast(self.device, self.dtype), drawing(most):
             data, self.fresh = self.model.data_preprocessor(self.fresh, True), None
             return self.model.parse_losses(self.model(**data, mode='loss'))[0]
 

@@ -10,6 +10,7 @@ from ..methods.routing import TABLE, routing_of
 from ..surgery import replace, unbind, unhook
 from ..trunks import head_entries
 from ..trunks.recompute import keep_blocks
+from ..trunks.sampled import whole_backward
 from ..trunks.walk import ask_for_gradient, restore
 from ..tuned import demand_hook, tuned_trunks
 
@@ -32,6 +33,7 @@ def merge(model: nn.Module) -> nn.Module:
         if routing_of(trunk):
             replace(trunk, TABLE, None)
         unbind(trunk, 'train')
+        whole_backward(trunk)
         keep_blocks(trunk)
         if trunk.tuning.parts:
             restore(trunk, trunk.tuning.parts)

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..loading import shorten
 from ..trunks import head_entries
+from ..trunks.sampled import drawing
 from ..tuned import find_tuned
 from .method import sparse_layers
 
@@ -51,6 +52,7 @@ def select(model, batches, loss, seed=0):
     started = contextlib.ExitStack()
     try:
         started.enter_context(random_start(model, seed))
+        started.enter_context(drawing(lambda images, share: images))    # the selection is by all
         for number, batch in enumerate(batches):
             value = loss(batch)
             count[int(value is None)] += 1

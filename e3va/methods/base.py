@@ -162,6 +162,7 @@ class Method:
     train_input = True              # a first layer for other images than RGB trains beside, as its weights are made up
     also = ()                       # modules and parameters of the stock model that train beside, as of `tune`
     recompute = None                # the trunk's blocks are run again in backward, as of `tune`
+    backward = None                 # the share of a batch's images whose gradient goes through the trunk, as of `tune`
     refused = {}                    # family of trunks that the method cannot edit: why
     tunes_entries = False           # what it adds are entries of the trunk's own weights, at their rates
     unit = None                     # class of the equal modules that it is made of, which Pear prunes and shares
@@ -257,6 +258,7 @@ def build_method(method):
     options = dict(type=method) if isinstance(method, str) else dict(method or {})
     # every method has these, see `tune`
     also, train_input, way = options.pop('also', ()), options.pop('train_input', True), options.pop('recompute', None)
+    share = options.pop('backward', None)
     name = options.pop('type', None)
     if name is None:
         raise ValueError(f"no method is named in {method!r}; write method=dict(type='E3VA', rank=8)")
@@ -271,7 +273,7 @@ def build_method(method):
     unknown = [option for option in options if option not in known]
     if unknown:
         raise ValueError(f'method {name} has no option {unknown[0]!r}; it has: {", ".join(known)}')
-    method = again_by_block(beside(kind(**options), also), way)
+    method = in_part(again_by_block(beside(kind(**options), also), way), share)
     if not choice('train_input', train_input, (True, False)):
         method.train_input = method.config['train_input'] = False
     return method
@@ -293,4 +295,16 @@ def again_by_block(method, way):
             instead = " Its own mode='stream' runs the blocks again" if hasattr(method, 'mode') else ''
             raise ValueError(f'recompute={way!r}: {type(method).__name__} backpropagates nothing through the trunk, '
                              f'whose blocks keep nothing as it is: leave it out.{instead}')
+    return method
+
+
+def in_part(method, share):
+    """The method with the gradient of a share of the images, `backward` of `tune`; no delta depends on it."""
+    if share is not None:
+        method.backward = number('backward', share, 0, 1)
+        if not share:
+            raise ValueError('backward=0 would train nothing in the trunk: give a share above 0')
+        if not method.backpropagates:
+            raise ValueError(f'backward={share}: {type(method).__name__} backpropagates nothing through the trunk: '
+                             'leave it out')
     return method

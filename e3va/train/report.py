@@ -24,6 +24,8 @@ class ReportHook(Hook):
     Weights that Pear has pruned have a run follow: averages, optimizer and DDP were made for all units.
     """
 
+    trained = False                     # in this process: a test behind it is of what it has trained
+
     def after_load_checkpoint(self, runner, checkpoint):
         if not is_tuned(runner):
             refuse_tuned(runner, checkpoint)
@@ -40,6 +42,7 @@ class ReportHook(Hook):
             return
         if runner._resume:
             self.demand(runner)
+        self.trained = True
         follow(runner, plain(runner.model).state_dict())                # what init_cfg brought
         self.tell(runner)
 
@@ -64,7 +67,8 @@ class ReportHook(Hook):
 
     def before_test(self, runner):
         if is_tuned(runner):
-            self.demand(runner)
+            if not self.trained:
+                self.demand(runner)
             self.warn(runner)
 
     def demand(self, runner):

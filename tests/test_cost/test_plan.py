@@ -60,15 +60,15 @@ def real(name, each, size, images, dtype=None):
 def test_arithmetic():
     """A line through two batches, and the peak in the part that has the most."""
     each = Plan('x', weights=100, gradients=10, moments=20, first=2, counted=dict(
-        saved=(50, 70), images=(5, 10), trunk_forward=(30, 60), rest_forward=(80, 90), rest_backward=(60, 75),
-        trunk_backward=(10, 11)))
+        saved=(50, 20, 0), images=(5, 5, 0), trunk_forward=(30, 30, 0), rest_forward=(80, 10, 0),
+        rest_backward=(60, 15, 0), trunk_backward=(10, 1, 0)))
     assert [each.saved(images) for images in (2, 3, 5)] == [50, 70, 110]
     # heads take 30 beside what is saved
     assert [each.peak(images) for images in (2, 3, 5)] == [100 + 20 + saved + 30 for saved in (50, 70, 110)]
     assert [each.workspace(images) for images in (2, 3, 5)] == [30, 30, 30]
     assert [each.largest(room) for room in (199, 200, 219, 220, 260)] == [0, 2, 2, 3, 5]
     # where little else is there, the update has the most: gradients, and as much for the roots of the moments
-    small = Plan('x', 100, 40, 80, 1, dict.fromkeys(each.counted, (41, 42)))
+    small = Plan('x', 100, 40, 80, 1, dict.fromkeys(each.counted, (41, 1, 0)))
     assert small.peak(1) == 100 + 80 + 2 * 40
 
 
@@ -134,6 +134,16 @@ def test_agrees_with_real_steps(name, monkeypatch):
         assert got.peak(4) == pytest.approx(max(true['peak_bytes'], update), rel=0.1)
         assert got.weights + got.gradients + got.moments == pytest.approx(true['kept_bytes'], rel=0.02)   # buffers
         assert got.workspace(4) >= 0
+
+
+@pytest.mark.parametrize('images', [1, 2, 4, 5, 6])
+def test_a_share_of_the_images(images):
+    """Of 4 images one's gradient goes through the trunk, of 5 two's at most: whole numbers, which no line goes through.
+    """
+    spec, = parse('lora:backward=0.25')
+    size, (got, ) = plan(reduced('dense'), [spec], (64, 96))
+    assert got.share == 0.25
+    assert got.saved(images) == pytest.approx(real('dense', spec, size, images)['saved_bytes'], rel=0.02)
 
 
 def test_mixed_precision():

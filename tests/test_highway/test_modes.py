@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from e3va.cost.saved import saved_bytes
 from e3va.highway import segment, side
 from e3va.layers import recompute
-from tests.conftest import TRUNKS, build, distance, image, pair, projected, refusal
+from tests.conftest import SWIN, TRUNKS, build, distance, image, pair, projected, refusal
 
 FLOAT = 4
 
@@ -263,7 +263,7 @@ def stage_bytes(x):
 def test_saved_bytes():
     """By hand: two inputs a block and one tensor a stage; the statistics of the norms are two numbers a token."""
     x = torch.randn(1, 3, 64, 224)                                      # padded to whole windows in height alone
-    size, depths = stage_bytes(x), (2, 1, 3, 2)
+    size, depths = stage_bytes(x), SWIN['depths']
     statistics = sum(2 * size[i] // (24 * 2 ** i) for i in range(4))
     inputs, ends = sum(2 * d * s for d, s in zip(depths, size)), sum(size)
     scales = sum(2 * d * s // (24 * 2 ** i) for i, (d, s) in enumerate(zip(depths, size)))

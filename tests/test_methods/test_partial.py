@@ -16,9 +16,9 @@ def blocks(model):
 
 
 @pytest.mark.parametrize('trunk,k,last', [
-    ('swin_mmdet', 1, {'stages.3.blocks.1'}),
-    ('swin_mmdet', 3, {'stages.2.blocks.2', 'stages.3.blocks.0', 'stages.3.blocks.1'}),     # no downsampling between
-    ('swin_mmdet_partial', 1, {'stages.2.blocks.2'}), ('swin_timm', 1, {'layers.3.blocks.1'}),
+    ('swin_mmdet', 1, {'stages.3.blocks.0'}),
+    ('swin_mmdet', 3, {'stages.1.blocks.1', 'stages.2.blocks.0', 'stages.3.blocks.0'}),     # no downsampling between
+    ('swin_mmdet_partial', 1, {'stages.2.blocks.0'}), ('swin_timm', 1, {'layers.3.blocks.0'}),
     ('vit_mmpretrain_maps', 2, {'layers.1', 'layers.2'}), ('vit_timm', 1, {'blocks.3'})])
 def test_what_trains(trunk, k, last):
     """Whole blocks, the last in front of the last output; norms in front of the neck only where asked for."""

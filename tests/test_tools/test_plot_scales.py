@@ -6,7 +6,7 @@ from torch import nn
 
 import e3va
 from e3va.dmlora.method import scaled
-from tests.conftest import build, tool
+from tests.conftest import SWIN, build, tool
 
 METHOD = dict(type='DMLoRA', rank=2, branches=2, roles=('v', 'q', 'proj'), scale=10.)
 plot_scales = tool('analysis_tools/plot_scales.py')
@@ -32,7 +32,7 @@ def test_numbers(trunk, tmp_path, capsys, kind):
     plot_scales.main([str(path), '--out', str(tmp_path / 'scales.png')])
     lines = [line.split('\t') for line in capsys.readouterr().out.splitlines()]
     swin = any('w_msa' in name for name in trunk.state_dict())
-    blocks = [f'{i}.{j}' for i, depth in enumerate((2, 1, 3, 2)) for j in range(depth)] if swin else list('0123')
+    blocks = [f'{i}.{j}' for i, depth in enumerate(SWIN['depths']) for j in range(depth)] if swin else list('0123')
     proj = 'attn.w_msa.proj' if swin else 'attn.proj'
     assert lines == [row for i, block in enumerate(blocks) for row in (
         [block, proj, f'{11 + 2 * i:.4f}'], [block, 'q', f'{10 + 2 * i:.4f}'], [block, 'v', f'{10.25 + 2 * i:.4f}'])]

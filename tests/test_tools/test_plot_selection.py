@@ -4,10 +4,10 @@ import torch
 
 import e3va
 from e3va.gps.method import sparse_layers
-from tests.conftest import build, tool
+from tests.conftest import SWIN, build, tool
 
 plot_selection = tool('analysis_tools/plot_selection.py')
-SWIN = [f'{i}.{j}' for i, depth in enumerate((2, 1, 3, 2)) for j in range(depth)]
+BLOCKS = [f'{i}.{j}' for i, depth in enumerate(SWIN['depths']) for j in range(depth)]
 # widths 24 (Swin: doubled from stage to stage), MLPs of 4 (ViT of mmpretrain: 2) times the width
 VIT = {'q, k, v': 72, 'proj': 24, 'fc1': 48, 'fc2': 24}
 
@@ -39,9 +39,9 @@ def test_counts(tmp_path, capsys, kind):
 
 
 @pytest.mark.parametrize('trunk,blocks,roles', [
-    ('swin_mmdet', ['stem', *SWIN[:2], 'down 0', SWIN[2], 'down 1', *SWIN[3:6], 'down 2', *SWIN[6:]],
+    ('swin_mmdet', ['stem', BLOCKS[0], 'down 0', *BLOCKS[1:3], 'down 1', BLOCKS[3], 'down 2', BLOCKS[4]],
      {'stem', 'downsample', 'q, k, v', 'proj', 'fc1', 'fc2'}),
-    ('swin_timm', ['stem', *SWIN[:2], 'down 1', SWIN[2], 'down 2', *SWIN[3:6], 'down 3', *SWIN[6:]],
+    ('swin_timm', ['stem', BLOCKS[0], 'down 1', *BLOCKS[1:3], 'down 2', BLOCKS[3], 'down 3', BLOCKS[4]],
      {'stem', 'downsample', 'q, k, v', 'proj', 'fc1', 'fc2'}),
     ('vit_timm', ['stem', *'0123'], {'stem', 'q, k, v', 'proj', 'fc1', 'fc2'}),
     ('convnext_mmpretrain', ['down 0', '0.0', 'down 1', '1.0', '1.1', 'down 2', '2.0', '2.1', 'down 3', '3.0'],

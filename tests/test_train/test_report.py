@@ -4,9 +4,11 @@ import re
 import types
 
 import pytest
+from mmengine.hooks import Hook
 
 from e3va.train.report import ReportHook
 from tests.conftest import build
+from tests.running import Classifier, Data, Metric, runner_of
 
 
 @pytest.fixture
@@ -55,3 +57,22 @@ def test_peak_memory_is_the_process_s(said):
     peak = float(re.search(r'peak memory: ([\d,]+) MiB', text)[1].replace(',', ''))
     assert peak >= 0.9 * psutil.Process().memory_info().rss / 2 ** 20
     assert peak < psutil.virtual_memory().total / 2 ** 20
+
+
+def test_a_test_behind_the_training(tmp_path):
+    """What was trained is whole, whatever the weights were that it started from; the same without training is not."""
+    def stock_weights():
+        model = Classifier('lora')
+        model.backbone.load_state_dict(build('vit_mmpretrain').state_dict(), strict=False)
+        return model
+
+    loader = dict(batch_size=4, num_workers=0, dataset=Data(serialize_data=False),
+                  collate_fn=dict(type='default_collate'), sampler=dict(type='DefaultSampler', shuffle=False))
+    def made():
+        return runner_of(tmp_path, stock_weights, dict(e3va=dict(type='e3va.ReportHook')), Hook(), epochs=1,
+                         test_dataloader=loader, test_cfg={}, test_evaluator=[Metric()])
+    runner = made()
+    runner.train()
+    assert 'score' in runner.test()
+    with pytest.raises(ValueError, match='lacks 40 entries of VisionTransformer'):
+        made().test()

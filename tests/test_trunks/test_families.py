@@ -151,7 +151,8 @@ CASES = dict(
     coatnet=('maxxvit', 'coatnet_rmlp_nano_rw_224', dict(MAXVIT, depths=(2, 1, 2, 1), drop_path_rate=0.3), (64, 64)),
 )
 METHODS = dict(
-    E3VA=dict(rank=2), LoRA=dict(rank=2), BitFit={}, SSF={}, Adapter=dict(rank=2), AdaptFormer=dict(rank=2),
+    E3VA=dict(rank=2), LoRA=dict(rank=2), E3VAMix=dict(rank=2, backward=0.5), BitFit={}, SSF={}, Adapter=dict(rank=2),
+    AdaptFormer=dict(rank=2),
     Mona=dict(rank=4), RepAdapter=dict(rank=2), LoRand=dict(rank=2), Compacter=dict(rank=4, n=2),
     Partial=dict(blocks=1), NormTuning={}, VPT=dict(tokens=2), FacT=dict(rank=2), FourierFT=dict(n=20),
     MoRA=dict(rank=2), GPS=dict(criterion='magnitude'), DMLoRA=dict(rank=2, branches=2))

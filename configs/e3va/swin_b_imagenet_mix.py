@@ -1,0 +1,12 @@
+# python tools/train.py configs/e3va/swin_b_imagenet_mix.py
+# bash tools/dist_train.sh configs/e3va/swin_b_imagenet_mix.py 16
+#
+# E3VAMix (LoRA rank 8), classification on ImageNet-1K: Swin-B.
+# Expect: not measured by us on this data; README.md here has what was.
+# Source: ours, e3va/methods/mix.py.
+# To edit: the task file for data, batch, rate and weights; here the method.
+_base_ = '../_base_/tasks/imagenet_swin_b.py'
+
+method = dict(type='E3VAMix', rank=8)
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'pairs': dict(lr_mult=2.)}))
+model = dict(backbone=dict(type='e3va.Tuned', trunk='SwinTransformer', method=method))

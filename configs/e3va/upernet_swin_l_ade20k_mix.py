@@ -1,0 +1,12 @@
+# python tools/train.py configs/e3va/upernet_swin_l_ade20k_mix.py
+# bash tools/dist_train.sh configs/e3va/upernet_swin_l_ade20k_mix.py 8
+#
+# E3VAMix (LoRA rank 8), semantic segmentation on ADE20K: UPerNet, Swin-L.
+# Expect: not measured by us on this data; README.md here has what was.
+# Source: ours, e3va/methods/mix.py.
+# To edit: the task file for data, batch, rate and weights; here the method.
+_base_ = '../_base_/tasks/ade20k_upernet_swin_l.py'
+
+method = dict(type='E3VAMix', rank=8)
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'pairs': dict(lr_mult=2.)}))
+model = dict(backbone=dict(type='e3va.Tuned', trunk='SwinTransformer', method=method))

@@ -1,0 +1,317 @@
+"""Train methods on tasks by one protocol: each method's rate chosen on val, then fresh seeds, test looked at once.
+
+    python tools/sweep.py FOLDER_OF_TASKS --methods fixed,lora,e3va --tune
+    python tools/sweep.py TASK.py --methods lora,lora:backward=0.25 --seeds 1 2
+
+Methods are names or files as of `--method`, with options behind a colon. With --tune each of the config's rates and
+weight decays is tried with seed 0 and scored on val alone; the best serves those of --seeds, scored on val and test.
+A task is any config that has a `sweep = dict(score='coco/bbox_mAP', rates=[1e-3, 2e-3], weight_decays=[0.01])`: by what
+it is scored, and what is tried; `times=100` makes percent of fractions. What was finished before is not run again, an
+interrupted run goes on; a run that fails is named at the end, the others are made.
+"""
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+
+CHOICE = 0                                                              # the seed by which rates are chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run: where it runs and what of."""
+
+    config: str
+    task: str
+    method: str                                                         # as it was written
+    rate: float
+    decay: float
+    seed: int
+    splits: tuple
+    folder: Path
+
+    @property
+    def result(self):
+        """The finished rows; of a choice also those of a run that was scored on test beside."""
+        return self.folder / f'{"_".join(self.splits)}.json'
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('configs', nargs='+', metavar='CONFIG', help='config files, or folders of them')
+    parser.add_argument('--methods', required=True, metavar='NAMES', help="e.g. 'fixed,lora,e3va:mode=bf16'")
+    parser.add_argument('--seeds', nargs='+', type=int, default=[1, 2, 3], metavar='N', help='default: %(default)s')
+    parser.add_argument('--tune', action='store_true', help="choose among the config's rates and weight decays on val")
+    parser.add_argument('--out', default='work_dirs/sweep', metavar='FOLDER', help='default: %(default)s')
+    parser.add_argument('--workers', type=int, metavar='N', help='runs at a time (default: one a GPU, or one a core)')
+    parser.add_argument('--run', help=argparse.SUPPRESS)                # a worker's: the run, as JSON
+    args = parser.parse_args(argv)
+    if args.workers is not None and args.workers < 1:
+        parser.error(f'--workers takes a number of at least 1, not {args.workers}')
+    if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
+        parser.error(f'--seeds takes different numbers of at least 0, not {args.seeds}')
+    if args.tune and CHOICE in args.seeds:
+        parser.error(f'--seeds: with --tune seed {CHOICE} is that of the choice; leave it out, so that all are fresh')
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    from e3va.command.line import one_line_errors  # first of all: it helps the stack import
+    with one_line_errors():
+        if args.run:
+            train(Run(**{**json.loads(args.run), 'folder': Path(json.loads(args.run)['folder'])}))
+        else:
+            sys.exit(sweep(args))
+
+
+# ---- the plan
+
+def sweep(args):
+    """All runs of the arguments; the number of those that failed."""
+    from e3va.cost.spec import parse as parse_methods
+    tasks = [load_task(path) for path in config_files(args.configs)]
+    methods = [spec.label for spec in parse_methods(args.methods)]      # a wrong name stops before the first minute
+    failed, pool = [], Pool(args.workers)
+    settings = {}                                                       # (task, method): (rate, weight decay)
+    if args.tune:
+        tried = {(task.name, method): [run_of(task, method, rate, decay, CHOICE, ('val', ), args.out)
+                                       for rate in task.rates for decay in task.decays]
+                 for task in tasks for method in methods}
+        failed += pool.finish([run for runs in tried.values() for run in runs], 'choosing rates')
+        for key, runs in tried.items():
+            scored = {run: value(run) for run in runs if run.result.is_file()}
+            if scored:                                                  # the first, so the smallest rate, on a tie
+                best = max(scored, key=scored.get)
+                settings[key] = best.rate, best.decay
+    else:
+        settings = {(task.name, method): (task.rate, task.decay) for task in tasks for method in methods}
+    final = [run_of(task, method, *settings[task.name, method], seed, ('val', 'test'), args.out)
+             for seed in args.seeds for task in tasks for method in methods if (task.name, method) in settings]
+    failed += pool.finish(final, 'seeds')
+    rows = collect(args.out)
+    show(tasks, methods, final, rows)
+    for run in failed:
+        print(f'failed: {run.task} {run.method} rate {run.rate:g} seed {run.seed}: {last_line(run.folder)}')
+    return min(len(failed), 100)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a config says of itself."""
+
+    name: str
+    config: str
+    mark: str                                                           # a hash of the config
+    rates: tuple
+    decays: tuple
+    rate: float
+    decay: float
+
+
+def config_files(given):
+    files = [file for path in map(Path, given)
+             for file in (sorted(path.glob('*.py')) if path.is_dir() else [path])]
+    if not files:
+        raise ValueError(f'{", ".join(given)}: there is no config')
+    return files
+
+
+def load_task(path):
+    from e3va.command.config import load_config
+    cfg = load_config(path)
+    if not {'score', 'rates', 'weight_decays'} <= set(cfg.get('sweep') or {}):
+        raise ValueError(f"{path} says no sweep = dict(score='coco/bbox_mAP', rates=[1e-3], weight_decays=[0.01])")
+    optimizer = cfg.optim_wrapper.optimizer
+    mark = hashlib.sha256(cfg.pretty_text.encode()).hexdigest()[:6]
+    for split in ('train', 'val', 'test'):
+        dataset = cfg[f'{split}_dataloader'].dataset
+        root = Path(dataset.get('data_root') or '')
+        if str(root) != '.' and not root.is_dir():
+            raise ValueError(f'{path}: there is no folder {root}; {cfg.sweep.get("data", "put the data there")}')
+    return Task(path.stem, str(path), mark, tuple(cfg.sweep.rates), tuple(cfg.sweep.weight_decays), optimizer.lr,
+                optimizer.get('weight_decay', 0.))
+
+
+def run_of(task, method, rate, decay, seed, splits, out):
+    """A change of the config or of a method's options is another folder."""
+    stem = ''.join(letter if letter.isalnum() or letter in '-_.=' else '_' for letter in method)
+    folder = Path(out) / f'{task.name}-{task.mark}' / stem / f'rate{rate:g}_decay{decay:g}_seed{seed}'
+    return Run(task.config, task.name, method, rate, decay, seed, splits, folder)
+
+
+def value(run):
+    return json.loads(run.result.read_text())[0]['value']               # the first is val's
+
+
+# ---- the workers
+
+class Pool:
+    """Runs in processes of their own, each with a GPU or a core to itself."""
+
+    def __init__(self, workers):
+        import torch
+        self.gpus = torch.cuda.device_count()
+        self.cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else [None] * os.cpu_count()
+        self.workers = workers or self.gpus or len(self.cores)
+
+    def finish(self, runs, title):
+        """Make the runs that are not there yet; those that failed."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        left, failed, places, stop = [run for run in runs if not run.result.is_file()], [], SimpleQueue(), []
+        for i in range(self.workers):
+            places.put(i)
+        columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with Progress(*columns, speed_estimate_period=3600) as bar:
+            progress = bar.add_task(title, total=len(left))
+
+            def one(run):
+                place = places.get()
+                if not stop and not self.start(run, place):
+                    failed.append(run)
+                places.put(place)
+                bar.advance(progress)
+                if run.result.is_file():
+                    bar.console.print(f'{run.task} {run.method} rate {run.rate:g} seed {run.seed}: {value(run):.2f}',
+                                      highlight=False)
+
+            with ThreadPoolExecutor(self.workers) as threads:
+                try:
+                    list(threads.map(one, left))
+                except KeyboardInterrupt:
+                    stop.append(True)
+                    sys.exit('interrupted; the same command goes on from here')
+        return failed
+
+    def start(self, run, place):
+        """Whether a run ends well; its output goes to log.txt in its folder."""
+        run.folder.mkdir(parents=True, exist_ok=True)
+        environment, threads = dict(os.environ), max(1, len(self.cores) // self.workers)
+        if self.gpus:
+            environment['CUDA_VISIBLE_DEVICES'] = str(place % self.gpus)
+        else:
+            environment['OMP_NUM_THREADS'] = str(threads)
+        told = json.dumps(dict(dataclasses.asdict(run), folder=str(run.folder)))
+        command = [sys.executable, __file__, run.config, '--methods', run.method, '--run', told]
+        with open(run.folder / 'log.txt', 'a') as log:
+            return subprocess.run(command, stdout=log, stderr=log, env=environment).returncode == 0
+
+
+def last_line(folder):
+    lines = (folder / 'log.txt').read_text(errors='replace').strip().splitlines()
+    return lines[-1] if lines else 'no output'
+
+
+# ---- one run
+
+def train(run):
+    """Train and score; the rows go to `run.result`, the val row first."""
+    from mmengine.config import ConfigDict
+
+    import e3va
+    from e3va.command.checks import check
+    from e3va.command.config import apply_method, load_config, prepare
+    from e3va.command.processes import build_runner
+    from e3va.cost.spec import parse as parse_methods
+    from e3va.files.whole import alone, write
+    from e3va.train.resume import newest_checkpoint
+    cfg = load_config(run.config)
+    task = ConfigDict(cfg.pop('sweep'))
+    spec, = parse_methods(run.method)
+    cfg = apply_method(cfg, spec.method)
+    cfg.optim_wrapper.optimizer.update(lr=run.rate, weight_decay=run.decay)
+    cfg.work_dir, cfg.randomness, cfg.experiment_name = str(run.folder), dict(seed=run.seed), run.folder.name
+    cfg.train_cfg.val_begin = 10 ** 9                                   # scored below, once
+    checkpoint = newest_checkpoint(run.folder)
+    if checkpoint:                                                      # an interrupted run goes on
+        cfg.resume, cfg.load_from = True, checkpoint
+    check(prepare(cfg), 'train')
+    with alone(cfg.work_dir):
+        runner = build_runner(cfg)
+        runner.train()
+        scores = {split: getattr(runner, split)() for split in run.splits}
+        seconds, _ = runner.message_hub.get_scalar('train/time').data
+        common = dict(
+            task=run.task, method=run.method, seed=run.seed, rate=run.rate, weight_decay=run.decay,
+            trained=e3va.report(runner.model)['trained'], saved_mib=round(saved_mib(runner), 2),
+            train_s=round(float(seconds.sum()), 1), steps=len(seconds), commit=commit(), device=device(),
+            command=shlex.join(['python', *sys.argv[:1], run.config, '--methods', run.method]))
+        rows = [dict(common, split=split, metric=task.score,
+                     value=round(float(found[task.score]) * task.get('times', 1), 3))
+                for split, found in scores.items()]
+        write(run.result, json.dumps(rows))
+        for path in run.folder.glob('*.pth'):                           # the rows are what is wanted
+            path.unlink()
+
+
+def saved_mib(runner):
+    """Activations that one training step saves for backward, in MiB: the first images of the training set."""
+    from e3va.cost.saved import saved_bytes
+    model, loader = runner.model.train(), runner.train_dataloader
+    batch = loader.collate_fn([loader.dataset[i] for i in range(min(loader.batch_size or 4, len(loader.dataset)))])
+    data = model.data_preprocessor(batch, True)
+    runner.call_hook('before_train_iter', batch_idx=0, data_batch=batch)        # DMLoRA draws its branches there
+    return saved_bytes(lambda: model(**data, mode='loss'), model) / 2 ** 20
+
+
+def device():
+    import torch
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f'{torch.get_num_threads()} threads of a CPU'
+
+
+def commit():
+    """Short hash of the checkout, or None outside of one."""
+    try:
+        done = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=Path(__file__).parent, text=True,
+                              capture_output=True)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+# ---- what came out
+
+def collect(out):
+    """All rows under a folder, which also go to its rows.jsonl."""
+    from e3va.files.whole import write
+    rows = [row for file in sorted(Path(out).glob('*/*/*/*.json')) for row in json.loads(file.read_text())]
+    write(Path(out) / 'rows.jsonl', ''.join(json.dumps(row) + '\n' for row in rows))
+    return rows
+
+
+def show(tasks, methods, final, rows):
+    from rich.console import Console
+    from rich.table import Table
+    console = Console(file=sys.stdout)
+    for task in tasks:
+        table = Table(title=task.name, title_justify='left')
+        for title in ('method', 'rate', 'decay', 'val', 'test', 'trained', 'saved, MiB', 'steps, s'):
+            table.add_column(title, justify='left' if title == 'method' else 'right')
+        for method in methods:
+            runs = [run for run in final if (run.task, run.method) == (task.name, method) and run.result.is_file()]
+            found = [json.loads(run.result.read_text()) for run in runs]
+            if found:
+                first = found[0][0]
+                table.add_row(method, f'{first["rate"]:g}', f'{first["weight_decay"]:g}',
+                              *(cell([run[i]['value'] for run in found]) for i in (0, 1)), f'{first["trained"]:,}',
+                              f'{first["saved_mib"]:.1f}', f'{statistics.mean(run[0]["train_s"] for run in found):.0f}')
+        console.print(table)
+
+
+def cell(values):
+    spread = f' ± {statistics.stdev(values):.2f}' if len(values) > 1 else ''
+    return f'{statistics.mean(values):.2f}{spread}'
+
+
+if __name__ == '__main__':
+    main()
