@@ -43,12 +43,13 @@ GROUPS = (
           'lora,lora:recompute=block,gps', 80),
     Group('coco_cascade_swin_l', 2, 'fp32', 'full,full-cp,fixed,e3va,e3va:mode=stream,lora,gps', 60),
     Group('coco_cascade_swin_l', 1, 'fp16', f'full,fixed,e3va,e3va:mode=stream,e3va:{QUICK},lora', 45),
-    Group('ade20k_upernet_swin_l', 4, 'fp32', 'full,fixed,e3va,e3va:mode=stream,lora', 40),
+    Group('ade20k_upernet_swin_l', 4, 'fp32', 'full,fixed,e3va,e3va:mode=stream,lora,e3va_mix,'
+          'e3va_mix:recompute=block', 50),
     Group('voc_retinanet_swin_l', 2, 'fp32', 'full,fixed,e3va,e3va:mode=stream,lora', 40),
     Group('coco_cascade_swin_l', 1, 'bf16', f'fixed,e3va,e3va:{QUICK},e3va:{QUICK},trunk_compile=True', 90),
 )
 # Of these the largest batches that fit a card are looked for.
-FITS = ('coco_cascade_swin_l', 'full,fixed,lora:rank=64,e3va,e3va:mode=stream')
+FITS = ('coco_cascade_swin_l', 'full,fixed,lora:rank=64,e3va,e3va:mode=stream,e3va_mix:recompute=block')
 
 
 def config(task, reduced):

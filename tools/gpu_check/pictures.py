@@ -1,4 +1,5 @@
 """The pictures of the page: memory against time, and what was planned against what was measured."""
+import itertools
 import re
 
 import matplotlib
@@ -25,11 +26,10 @@ def draw(out, figures):
 
 def memory_time(path, group, rows):
     figure, axes = pyplot.subplots(figsize=(7, 5))
-    for method, row in rows.items():
-        if 'step_ms' in row:
-            axes.plot(row['step_ms'], row['peak_bytes'] / GIB, 'o')
-            axes.annotate(method, (row['step_ms'], row['peak_bytes'] / GIB), xytext=(5, 3), textcoords='offset points',
-                          fontsize=7)
+    timed = {method: row for method, row in rows.items() if 'step_ms' in row}
+    for (method, row), marker in zip(timed.items(), itertools.cycle('os^vDP*X')):       # points lie upon each other
+        axes.plot(row['step_ms'], row['peak_bytes'] / GIB, marker, markersize=8, alpha=0.8, label=method)
+    axes.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1.02, 1), borderaxespad=0)
     return save(figure, axes, path, group, 'ms of a training step', 'GiB at its peak')
 
 
