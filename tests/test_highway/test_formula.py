@@ -122,11 +122,11 @@ def test_downsampling_is_shared_or_copied():
 def test_nothing_past_the_last_output():
     """Adapters end with the last stage, or the last block of a ViT, that is given out."""
     swin = build('swin_mmdet_partial', 'e3va')
-    assert [len(stage) for stage in swin.e3va.stages] == [2, 1, 3]
+    assert [len(stage) for stage in swin.e3va.stages] == [1, 2, 1]
     vit = build('vit_mmpretrain_maps', 'e3va')                          # blocks 0 and 2 of 4
     assert [len(stage) for stage in vit.e3va.stages] == [3]
     late = build('swin_mmpretrain_late', dict(type='E3VA', downsampling='trainable'))
-    assert [len(stage) for stage in late.e3va.stages] == [2, 1, 3] and set(late.e3va.merges) == {'0', '1', '2'}
+    assert [len(stage) for stage in late.e3va.stages] == [1, 2, 1] and set(late.e3va.merges) == {'0', '1', '2'}
 
 
 def test_tap_before_droppath():
@@ -135,7 +135,7 @@ def test_tap_before_droppath():
     for tap, fixed in (('before', True), ('after', False)):
         tuned = build('swin_mmdet', dict(type='E3VA', tap=tap, trunk_mode='config', join='replace'))
         tuned.train()
-        block, tokens = tuned.stages[3].blocks[1], torch.randn(2, 9, 192)
+        block, tokens = tuned.stages[3].blocks[0], torch.randn(2, 9, 192)
         parts = tuned.tuning.parts
         draws = [parts.attend(block, tokens, (3, 3), tap)[0] for _ in range(8)]
         assert all(torch.equal(draws[0], draw) for draw in draws) == fixed
