@@ -1,6 +1,5 @@
 """Small stock trunks of every family, and the methods, for tests that run over all pairs."""
 import copy
-import functools
 import gc
 import importlib.util
 import os
@@ -137,15 +136,9 @@ def image(trunk, batch=2, seed=0):
     return torch.randn(batch, 3, *TRUNKS[trunk][2], generator=torch.Generator().manual_seed(seed))
 
 
-@functools.cache
-def stock_trunk(trunk):
-    """Built once in a process: a copy takes a third of the time."""
-    return build(trunk)
-
-
 def pair(trunk, method, stirred=False):
     """(stock, tuned) with the same weights; `stirred` moves what trains away from its initial values."""
-    stock, tuned = copy.deepcopy(stock_trunk(trunk)), build(trunk, method, seed=1)
+    stock, tuned = build(trunk), build(trunk, method, seed=1)
     if hasattr(tuned, '_is_init'):
         tuned._is_init = stock._is_init = True
     tuned.load_state_dict(stock.state_dict(), strict=False)

@@ -231,7 +231,7 @@ def compiled_alike(tuned, x, backend):
 
 
 # OpenMMLab's own Swins cut their windows by a Python number, and run at the batch of the example alone.
-SHALLOW = dict(vit_timm=dict(depth=2, out_indices=(1,)),
+SHALLOW = dict(vit_timm=TWO['vit_timm'],
                swin_timm=dict(depths=(1, 1), num_heads=(1, 2), out_indices=(0, 1)))
 
 

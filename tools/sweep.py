@@ -40,7 +40,7 @@ class Run:
 
     @property
     def result(self):
-        """The finished rows; of a choice also those of a run that was scored on test beside."""
+        """The finished rows, those of val first."""
         return self.folder / f'{"_".join(self.splits)}.json'
 
 
@@ -68,7 +68,8 @@ def main(argv=None):
     from e3va.command.line import one_line_errors  # first of all: it helps the stack import
     with one_line_errors():
         if args.run:
-            train(Run(**{**json.loads(args.run), 'folder': Path(json.loads(args.run)['folder'])}))
+            run = json.loads(args.run)
+            train(Run(**dict(run, folder=Path(run['folder']))))
         else:
             sys.exit(sweep(args))
 
@@ -220,6 +221,8 @@ def train(run):
     from e3va.command.checks import check
     from e3va.command.config import apply_method, load_config, prepare
     from e3va.command.processes import build_runner
+    from e3va.command.rows import commit
+    from e3va.cost.saved import saved_mib
     from e3va.cost.spec import parse as parse_methods
     from e3va.files.whole import alone, write
     from e3va.train.resume import newest_checkpoint
@@ -252,31 +255,11 @@ def train(run):
             path.unlink()
 
 
-def saved_mib(runner):
-    """Activations that one training step saves for backward, in MiB: the first images of the training set."""
-    from e3va.cost.saved import saved_bytes
-    model, loader = runner.model.train(), runner.train_dataloader
-    batch = loader.collate_fn([loader.dataset[i] for i in range(min(loader.batch_size or 4, len(loader.dataset)))])
-    data = model.data_preprocessor(batch, True)
-    runner.call_hook('before_train_iter', batch_idx=0, data_batch=batch)        # DMLoRA draws its branches there
-    return saved_bytes(lambda: model(**data, mode='loss'), model) / 2 ** 20
-
-
 def device():
     import torch
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f'{torch.get_num_threads()} threads of a CPU'
-
-
-def commit():
-    """Short hash of the checkout, or None outside of one."""
-    try:
-        done = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=Path(__file__).parent, text=True,
-                              capture_output=True)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 # ---- what came out

@@ -36,3 +36,12 @@ def saved_bytes(forward, module):
         returned = forward()  # noqa: F841 holds the graph
     storages = [saved.untyped_storage() for saved in (reference() for reference in kept) if saved is not None]
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+
+
+def saved_mib(runner):
+    """What one training step of a runner saves for backward, in MiB: the first images of its training set."""
+    model, loader = runner.model.train(), runner.train_dataloader
+    batch = loader.collate_fn([loader.dataset[i] for i in range(min(loader.batch_size or 4, len(loader.dataset)))])
+    data = model.data_preprocessor(batch, True)
+    runner.call_hook('before_train_iter', batch_idx=0, data_batch=batch)        # DMLoRA draws its branches there
+    return saved_bytes(lambda: model(**data, mode='loss'), model) / 2 ** 20

@@ -22,7 +22,7 @@ def sample_backward(trunk, parts, share):
 
     Args:
         parts (Family): of the trunk, or None.
-        share (float): above 0, at most 1.
+        share (float): above 0, below 1.
 
     Raises:
         ValueError: batch norms of the trunk train, whose statistics are those of the whole batch.

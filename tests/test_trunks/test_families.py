@@ -3,7 +3,6 @@
 A new family is one line of CASES: the constructor of a small stock trunk and the size of its images.
 """
 import copy
-import functools
 
 import pytest
 import timm
@@ -165,13 +164,6 @@ def of_timm(case):
 
 def make(case, seed=0):
     """A small stock trunk; layers that start at zero are moved away from it, so that all of it counts."""
-    trunk = copy.deepcopy(built(case, seed))                            # in a fraction of the time
-    torch.manual_seed(seed)
-    return trunk
-
-
-@functools.cache
-def built(case, seed):
     _, kind, options, _ = CASES[case]
     torch.manual_seed(seed)
     trunk = (timm.create_model(kind, num_classes=3, **options) if of_timm(case) else

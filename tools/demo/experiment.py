@@ -2,7 +2,6 @@
 import contextlib
 import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from progress import ProgressHook
 import e3va
 from e3va.command.config import apply_method, load_config, load_method, prepare
 from e3va.command.line import override
-from e3va.cost.saved import saved_bytes
+from e3va.command.rows import commit
+from e3va.cost.saved import saved_mib
 from e3va.train.resume import newest_checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'demo'
@@ -105,16 +105,6 @@ def percent(values, names):
     return {name: factor * values.get(key, 0) for name, (key, factor) in names.items() if values.get(key, 0) >= 0}
 
 
-def saved_mib(runner):
-    """Activations that one training step saves for backward, in MiB: the first images of the training set."""
-    model, dataset = runner.model.train(), runner.train_dataloader.dataset
-    size = min(runner.train_dataloader.batch_size or 4, len(dataset))
-    batch = runner.train_dataloader.collate_fn([dataset[i] for i in range(size)])
-    data = model.data_preprocessor(batch, True)
-    runner.call_hook('before_train_iter', batch_idx=0, data_batch=batch)        # DMLoRA draws its branches there
-    return saved_bytes(lambda: model(**data, mode='loss'), model) / 2 ** 20
-
-
 def truth(dataset):
     """The validation images of the picture and their true boxes, in px of the file.
 
@@ -176,13 +166,3 @@ def device():
         return torch.cuda.get_device_name()
     count = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return f'{count}-core CPU'
-
-
-def commit():
-    """Short hash of the checkout, or None outside of one (and before its first commit)."""
-    try:
-        done = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=CONFIGS, text=True,
-                              capture_output=True)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
