@@ -1,0 +1,85 @@
+# Nuclei in microscope images: nucleus or background for each pixel (Data Science Bowl 2018, CC0; a subset).
+#
+# python tools/sweep.py configs/bench/nuclei.py --methods fixed lora       the whole protocol, see README.md here
+# python tools/train.py configs/bench/nuclei.py --method lora              one run
+#
+# UPerNet (Xiao et al., ECCV 2018, arXiv:1807.10221) on a ViT-S/14 in DINOv2's layout.
+import os
+
+cache = os.path.expanduser(os.environ.get('E3VA_CACHE', '~/.cache/e3va'))
+
+# ---- what one edits
+classes = ('background', 'nucleus')
+data_root = 'data/nuclei/'
+weights = f'{cache}/vit_s_focus.pth'
+crop = (112, 112)             # px
+epochs = 8
+batch = 8
+rate = 2e-3                   # AdamW
+
+# ---- the task
+sweep = dict(score='mIoU', rates=[5e-4, 1e-3, 2e-3, 4e-3], weight_decays=[0.01])
+
+# ---- the segmenter
+default_scope = 'mmseg'
+custom_imports = dict(imports=['e3va.trunks.pyramid'])
+channels = 64
+norm = dict(type='GN', num_groups=16, requires_grad=True)
+model = dict(
+    type='EncoderDecoder',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True,
+        size=crop, pad_val=0, seg_pad_val=255, test_cfg=dict(size_divisor=14)),
+    backbone=dict(
+        type='e3va.TimmTrunk', name='vit_small_patch14_dinov2', out_indices=(2, 5, 8, 11),
+        init_cfg=dict(type='Pretrained', checkpoint=weights)),
+    neck=dict(type='e3va.Feature2Pyramid', embed_dim=384, rescales=[4, 2, 1, 0.5],
+              norm_cfg=dict(type='BN', requires_grad=True)),
+    decode_head=dict(
+        type='UPerHead', in_channels=[384] * 4, in_index=[0, 1, 2, 3], pool_scales=(1, 2, 3, 6), channels=channels,
+        dropout_ratio=0.1, num_classes=len(classes), norm_cfg=norm, align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
+    train_cfg=dict(), test_cfg=dict(mode='whole'))
+
+# ---- the data: of the 200 training images every fifth is for validation, the 64 others for the test
+files = dict(
+    type='BaseSegDataset', metainfo=dict(classes=classes, palette=[[0, 0, 0], [255, 255, 255]]), data_root=data_root,
+    img_suffix='.jpg', seg_map_suffix='.png')
+train_folders = dict(img_path='images/train', seg_map_path='semantic/train')
+train_pipeline = [
+    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'),
+    dict(type='RandomCrop', crop_size=crop), dict(type='RandomFlip', prob=0.5),
+    dict(type='RandomFlip', prob=0.5, direction='vertical'), dict(type='PackSegInputs')]
+test_pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+train_dataloader = dict(
+    batch_size=batch, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(files, data_prefix=train_folders, pipeline=train_pipeline,
+                 indices=[i for i in range(200) if i % 5]))
+val_dataloader = dict(
+    batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(files, data_prefix=train_folders, pipeline=test_pipeline, indices=list(range(0, 200, 5))))
+test_dataloader = dict(
+    batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(files, data_prefix=dict(img_path='images/val', seg_map_path='semantic/val'), pipeline=test_pipeline))
+val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+test_evaluator = val_evaluator
+
+# ---- the schedule
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+optim_wrapper = dict(
+    type='OptimWrapper', optimizer=dict(type='AdamW', lr=rate, weight_decay=0.01), clip_grad=dict(max_norm=10))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
+    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=epochs, T_max=epochs, convert_to_iter_based=True)]
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'), logger=dict(type='LoggerHook', interval=10),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
+    sampler_seed=dict(type='DistSamplerSeedHook'))
+env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0))
+log_processor = dict(type='LogProcessor', window_size=10, by_epoch=True)
+visualizer = dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
+randomness = dict(seed=0)
+log_level = 'INFO'
