@@ -3,8 +3,9 @@
     python tools/sweep.py FOLDER_OF_TASKS --methods fixed,lora,e3va --tune
     python tools/sweep.py TASK.py --methods lora,lora:backward=0.25 --seeds 1 2
 
-Methods are names or files as of `--method`, with options behind a colon. With --tune each of the config's rates and
-weight decays is tried with seed 0 and scored on val alone; the best serves those of --seeds, scored on val and test.
+Methods are names or files as of `--method`, with options behind a colon. With --tune each of the config's rates is
+tried with its first weight decay, then the best rate with its other ones, all with seed 0 and scored on val alone; what
+was best serves those of --seeds, scored on val and test.
 A task is any config that has a `sweep = dict(score='coco/bbox_mAP', rates=[1e-3, 2e-3], weight_decays=[0.01])`: by what
 it is scored, and what is tried; `times=100` makes percent of fractions. What was finished before is not run again, an
 interrupted run goes on; a run that fails is named at the end, the others are made.
@@ -84,15 +85,12 @@ def sweep(args):
     failed, pool = [], Pool(args.workers)
     settings = {}                                                       # (task, method): (rate, weight decay)
     if args.tune:
-        tried = {(task.name, method): [run_of(task, method, rate, decay, CHOICE, ('val', ), args.out)
-                                       for rate in task.rates for decay in task.decays]
-                 for task in tasks for method in methods}
-        failed += pool.finish([run for runs in tried.values() for run in runs], 'choosing rates')
-        for key, runs in tried.items():
-            scored = {run: value(run) for run in runs if run.result.is_file()}
-            if scored:                                                  # the first, so the smallest rate, on a tie
-                best = max(scored, key=scored.get)
-                settings[key] = best.rate, best.decay
+        pairs = [(task, method) for task in tasks for method in methods]
+        rates = {pair: {(rate, pair[0].decays[0]) for rate in pair[0].rates} for pair in pairs}
+        failed += choose(pool, rates, settings, args.out, 'choosing rates')
+        decays = {pair: {(settings[key][0], decay) for decay in pair[0].decays}
+                  for pair in pairs if (key := (pair[0].name, pair[1])) in settings}
+        failed += choose(pool, decays, settings, args.out, 'choosing weight decays')
     else:
         settings = {(task.name, method): (task.rate, task.decay) for task in tasks for method in methods}
     final = [run_of(task, method, *settings[task.name, method], seed, ('val', 'test'), args.out)
@@ -103,6 +101,23 @@ def sweep(args):
     for run in failed:
         print(f'failed: {run.task} {run.method} rate {run.rate:g} seed {run.seed}: {last_line(run.folder)}')
     return min(len(failed), 100)
+
+
+def choose(pool, tried, settings, out, title):
+    """Score each pair's tried (rate, weight decay) on val, put the best into `settings`; the runs that failed.
+
+    Args:
+        tried (dict): {(task, method): set of (rate, weight decay)}.
+    """
+    runs = {(task.name, method): [run_of(task, method, *given, CHOICE, ('val', ), out) for given in sorted(given_all)]
+            for (task, method), given_all in tried.items()}
+    failed = pool.finish([run for made in runs.values() for run in made], title)
+    for key, made in runs.items():
+        scored = {run: value(run) for run in made if run.result.is_file()}
+        if scored:                                                      # the first, so the smallest rate, on a tie
+            best = max(scored, key=scored.get)
+            settings[key] = best.rate, best.decay
+    return failed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 # Blood cells: boxes of red cells, white cells and platelets (BCCD, MIT licence), in Pascal VOC's layout.
 #
-# python tools/sweep.py configs/bench/cells.py --methods fixed lora        the whole protocol, see README.md here
+# python tools/sweep.py configs/bench/cells.py --methods fixed,lora        the whole protocol, see README.md here
 # python tools/train.py configs/bench/cells.py --method lora               one run
 _base_ = '../demo/atss_vit-s.py'
 
@@ -8,10 +8,10 @@ _base_ = '../demo/atss_vit-s.py'
 classes = ('Platelets', 'RBC', 'WBC')
 data_root = 'data/bccd/VOC2007/'
 shown = (168, 168)            # px of the longest side
-epochs = 6
+epochs = 4
 
 # ---- the task
-sweep = dict(score='coco/bbox_mAP', times=100, rates=[1e-3, 2e-3, 4e-3], weight_decays=[0.01])
+sweep = dict(score='coco/bbox_mAP', times=100, rates=[5e-4, 1e-3, 2e-3], weight_decays=[0.01, 0.1])
 model = dict(bbox_head=dict(num_classes=len(classes)))
 load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]
 resize = dict(type='Resize', scale=shown, keep_ratio=True)

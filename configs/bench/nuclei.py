@@ -1,11 +1,12 @@
 # Nuclei in microscope images: nucleus or background for each pixel (Data Science Bowl 2018, CC0; a subset).
 #
-# python tools/sweep.py configs/bench/nuclei.py --methods fixed lora       the whole protocol, see README.md here
+# python tools/sweep.py configs/bench/nuclei.py --methods fixed,lora       the whole protocol, see README.md here
 # python tools/train.py configs/bench/nuclei.py --method lora              one run
 #
 # UPerNet (Xiao et al., ECCV 2018, arXiv:1807.10221) on a ViT-S/14 in DINOv2's layout.
 import os
 
+_base_ = '../_base_/schedules/bench.py'
 cache = os.path.expanduser(os.environ.get('E3VA_CACHE', '~/.cache/e3va'))
 
 # ---- what one edits
@@ -13,12 +14,11 @@ classes = ('background', 'nucleus')
 data_root = 'data/nuclei/'
 weights = f'{cache}/vit_s_focus.pth'
 crop = (112, 112)             # px
-epochs = 8
+epochs = 5
 batch = 8
-rate = 2e-3                   # AdamW
 
 # ---- the task
-sweep = dict(score='mIoU', rates=[5e-4, 1e-3, 2e-3, 4e-3], weight_decays=[0.01])
+sweep = dict(score='mIoU', rates=[5e-4, 1e-3, 2e-3], weight_decays=[0.01, 0.1])
 
 # ---- the segmenter
 default_scope = 'mmseg'
@@ -65,21 +65,8 @@ val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
 
 # ---- the schedule
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    type='OptimWrapper', optimizer=dict(type='AdamW', lr=rate, weight_decay=0.01), clip_grad=dict(max_norm=10))
+train_cfg = dict(max_epochs=epochs, val_interval=epochs)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=epochs, T_max=epochs, convert_to_iter_based=True)]
-default_hooks = dict(
-    timer=dict(type='IterTimerHook'), logger=dict(type='LoggerHook', interval=10),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
-    sampler_seed=dict(type='DistSamplerSeedHook'))
-env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0))
-log_processor = dict(type='LogProcessor', window_size=10, by_epoch=True)
 visualizer = dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
-randomness = dict(seed=0)
-log_level = 'INFO'

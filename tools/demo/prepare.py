@@ -1,8 +1,8 @@
-"""Fetch and convert what the demo needs: `python tools/demo/prepare.py`. A second start finds everything there."""
+"""Fetch and convert what the demo and the bench need: `python tools/demo/prepare.py`. A second start finds everything there."""
 import io
 import sys
 
-from fetch import FOCUS, FOREST, cache_folder, fetch
+from fetch import DIGITS, FOCUS, FOREST, cache_folder, fetch
 from whole import whole
 
 
@@ -32,11 +32,22 @@ def prepare_trees(cache, say=print):
     return target
 
 
+def prepare_digits(cache, say=print):
+    """cache/digits/: handwritten digits and lists of them for configs/bench."""
+    target = cache / 'digits'
+    if not target.is_dir():
+        source, = fetch(DIGITS, cache, say)
+        from digits import make_digits
+        make_digits(source, target)
+    return target
+
+
 def main():
     cache = cache_folder()
     try:
         print(f'weights: {prepare_weights(cache)}')
         print(f'tree crowns: {prepare_trees(cache)}')
+        print(f'digits: {prepare_digits(cache)}')
     except ValueError as error:
         print(f'prepare: {error}', file=sys.stderr)
         return 2

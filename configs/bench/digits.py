@@ -1,0 +1,30 @@
+# Handwritten digits in the manner of VTAB-1k: 800 images of MNIST to train and 200 to validate, 1,000 to test.
+#
+# python tools/sweep.py configs/bench/digits.py --methods fixed,lora       the whole protocol, see README.md here
+# python tools/train.py configs/bench/digits.py --method lora              one run
+_base_ = '../demo/crops_vit-s.py'
+
+# ---- what one edits
+classes = tuple('0123456789')
+data_root = f'{_base_.cache}/digits/'
+epochs = 6
+
+# ---- the task
+sweep = dict(score='accuracy/top1', rates=[5e-4, 1e-3, 2e-3], weight_decays=[1e-4, 0.05],
+             data='python tools/demo/prepare.py fetches it')
+model = dict(head=dict(num_classes=len(classes)))
+data_preprocessor = dict(num_classes=len(classes))
+resize = dict(type='Resize', scale=_base_.shown, interpolation='bicubic', backend='pillow')
+train_pipeline = [dict(type='LoadImageFromFile'), resize, dict(type='PackInputs')]      # a turned 6 is a 9
+train_dataloader = dict(dataset=dict(
+    data_root=data_root, ann_file='train.txt', metainfo=dict(classes=classes), pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(data_root=data_root, ann_file='val.txt', metainfo=dict(classes=classes)))
+test_dataloader = dict(dataset=dict(data_root=data_root, ann_file='test.txt', metainfo=dict(classes=classes)))
+val_evaluator = dict(_delete_=True, type='Accuracy', topk=(1, ))
+test_evaluator = val_evaluator
+
+# ---- the schedule
+train_cfg = dict(max_epochs=epochs, val_interval=epochs)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=True, begin=0, end=1, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=epochs, T_max=epochs, convert_to_iter_based=True)]
