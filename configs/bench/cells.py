@@ -8,10 +8,10 @@ _base_ = '../demo/atss_vit-s.py'
 classes = ('Platelets', 'RBC', 'WBC')
 data_root = 'data/bccd/VOC2007/'
 shown = (168, 168)            # px of the longest side
-epochs = 4
+epochs = 3
 
 # ---- the task
-sweep = dict(score='coco/bbox_mAP', times=100, rates=[5e-4, 1e-3, 2e-3], weight_decays=[0.01, 0.1])
+sweep = dict(score='coco/bbox_mAP', times=100, rates=[3e-4, 1e-3, 3e-3], weight_decays=[0.01, 0.1])
 model = dict(bbox_head=dict(num_classes=len(classes)))
 load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]
 resize = dict(type='Resize', scale=shown, keep_ratio=True)

@@ -14,11 +14,11 @@ classes = ('background', 'nucleus')
 data_root = 'data/nuclei/'
 weights = f'{cache}/vit_s_focus.pth'
 crop = (112, 112)             # px
-epochs = 5
-batch = 8
+epochs = 4
+batch = 4
 
 # ---- the task
-sweep = dict(score='mIoU', rates=[5e-4, 1e-3, 2e-3], weight_decays=[0.01, 0.1])
+sweep = dict(score='mIoU', rates=[3e-4, 1e-3, 3e-3], weight_decays=[0.01, 0.1])
 
 # ---- the segmenter
 default_scope = 'mmseg'

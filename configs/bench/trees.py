@@ -5,10 +5,10 @@
 _base_ = '../demo/atss_vit-s.py'
 
 # ---- what one edits
-epochs = 4
+epochs = 3
 
 # ---- the task
-sweep = dict(score='coco/bbox_mAP', times=100, rates=[5e-4, 1e-3, 2e-3], weight_decays=[0.01, 0.1],
+sweep = dict(score='coco/bbox_mAP', times=100, rates=[3e-4, 1e-3, 3e-3], weight_decays=[0.01, 0.1],
              data='python tools/demo/prepare.py fetches it')
 test_pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True), dict(
     type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'instances'))]
