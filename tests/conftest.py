@@ -117,6 +117,17 @@ def pairs(trunks=TRUNKS, methods=METHODS):
     return [(trunk, method) for trunk in trunks for method in methods if not refusal(trunk, method)]
 
 
+def spread(offset, methods=METHODS):
+    """(trunk, method): each method on a Swin, a ViT and a ConvNeXt, LoRA and E3VA on all of TRUNKS.
+
+    A property that is tested on every pair is one of several that are; with another offset each of them takes other
+    trunks, so that together they meet all pairs.
+    """
+    kinds = [[trunk for trunk in TRUNKS if trunk.startswith(kind)] for kind in ('swin', 'vit', 'convnext')]
+    chosen = {(kind[(i + offset) % len(kind)], method) for kind in kinds for i, method in enumerate(methods)}
+    return [pair for pair in pairs(methods=methods) if pair in chosen or pair[1] in ('lora', 'e3va')]
+
+
 def build(trunk, method=None, seed=0, **changes):
     """A small trunk of TRUNKS, tuned by a method of METHODS or a config, or stock where none is given."""
     import mmdet.models  # noqa: F401 the prefixes resolve by themselves; the imports make the first test's time honest

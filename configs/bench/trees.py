@@ -10,7 +10,7 @@ epochs = 3
 # ---- the task
 sweep = dict(score='coco/bbox_mAP', times=100, rates=[3e-4, 1e-3, 3e-3], weight_decays=[0.01, 0.1],
              data='python tools/demo/prepare.py fetches it')
-test_pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True), dict(
+test_pipeline = [*_base_.load, _base_.resize, dict(
     type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'instances'))]
 # of each of the two images that nothing is trained on the upper half chooses and the lower half tests
 val_dataloader = dict(dataset=dict(indices=[*range(12), *range(25, 29)], pipeline=test_pipeline))

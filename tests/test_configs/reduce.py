@@ -70,22 +70,32 @@ def reduce(cfg):
     """A config for one step on the CPU; schedule, hooks, losses and pipelines stay what they are."""
     reduce_model(cfg.model)
     loaders = [cfg.train_dataloader, cfg.val_dataloader]
-    if cfg.default_scope != 'mmpretrain':                       # a classifier's last window needs the full size
+    # a classifier's last window needs the full size, and the bench's images are small
+    if cfg.default_scope != 'mmpretrain' and 'sweep' not in cfg:
         for node in nodes([*loaders, cfg.model.data_preprocessor]):
             for key in {'scale', 'scales', 'crop_size', 'size'} & set(node):
                 node[key] = shrink(node[key])
     for node in nodes([*loaders, cfg.val_evaluator]):
         if node.get('type') == 'CIFAR100':
             node.type = 'e3va.datasets.cifar.SyntheticCIFAR100'
-        if node.get('type') == 'CocoDataset' and not node.get('data_root'):     # the demo's own data: any boxes will do
-            split = 'val' if node.get('test_mode') else 'train'
+        split = 'val' if node.get('test_mode') else 'train'
+        if node.get('type') == 'CocoDataset' and node.get('data_root') in (None, 'data/nuclei/'):   # any boxes will do
             node.update(ann_file=f'data/coco/annotations/instances_{split}2017.json', metainfo=dict(classes=['person']),
-                        data_prefix=dict(img=f'data/coco/{split}2017/'))
+                        data_prefix=dict(img=f'data/coco/{split}2017/'), data_root=None, indices=None)
+        if node.get('type') == 'XMLDataset':                    # and any of three classes
+            node.update(data_root='data/VOCdevkit/VOC2007/', metainfo=dict(classes=['person', 'car', 'dog']),
+                        ann_file=f'ImageSets/Main/{dict(train="trainval", val="test")[split]}.txt', filter_cfg=None)
+        if node.get('type') == 'BaseSegDataset':
+            part = 'validation' if 'indices' in node and node.indices[1] == 5 else 'training'
+            node.update(
+                data_root='data/ade/ADEChallengeData2016', type='ADE20KDataset', metainfo=None, indices=None,
+                data_prefix=dict(img_path=f'images/{part}', seg_map_path=f'annotations/{part}'))
+            cfg.model.decode_head.num_classes = 150
         if node.get('type') == 'CustomDataset':                 # the demo's crops: any classes will do
             node.update(data_root='data/imagenet', data_prefix='train', ann_file='', metainfo=None)
             for part in (cfg.model.head, cfg.data_preprocessor, cfg.val_evaluator):
-                part.num_classes = 1000
-        if node.get('type') == 'CocoMetric' and not str(node.ann_file).startswith('data/'):
+                part.update({key: 1000 for key in part if key == 'num_classes'})
+        if node.get('type') == 'CocoMetric' and node.get('ann_file') and not node.ann_file.startswith('data/'):
             node.ann_file = 'data/coco/annotations/instances_val2017.json'
     for loader in loaders:
         loader.update(num_workers=0, batch_size=2)

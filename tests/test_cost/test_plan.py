@@ -14,7 +14,7 @@ from e3va.cost.measure import build as build_model
 from e3va.cost.plan import Plan, plan
 from e3va.cost.saved import saved_bytes
 from e3va.cost.spec import parse, stock, tuned
-from tests.conftest import build, image, pairs, tensors
+from tests.conftest import build, image, spread, tensors
 
 FLOAT = 4
 SWIN = dict(depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8])
@@ -87,7 +87,7 @@ def test_parameters_by_hand():
     assert lora.gradients == FLOAT * (head + added) and lora.weights == fixed.weights + FLOAT * added
 
 
-@pytest.mark.parametrize('trunk,method', pairs(methods=[
+@pytest.mark.parametrize('trunk,method', spread(0, [
     'full', 'fixed', 'e3va', 'e3va_stream', 'e3va_int8_trunk', 'dmlora']))
 def test_a_trunk_on_fake_tensors_is_the_real_one(trunk, method):
     """Bytes without values are those of a real forward and backward, to the last one."""

@@ -60,13 +60,14 @@ def test_readme_is_what_the_command_prints(rows, monkeypatch, capsys):
 def test_counts_of_gps(capsys):
     """K entries and a bias for each neuron: in ViT-B/16 12 blocks of 9 x 768, and 768 of the patches. The README has
     what the command prints."""
-    counts.main(['--markdown', '--methods', ','.join(f'gps:k={k}' for k in range(1, 16))])
+    several = (1, 7, 15)
+    counts.main(['--markdown', '--methods', ','.join(f'gps:k={k}' for k in several)])
     printed = capsys.readouterr().out
-    assert printed in (ROOT / 'configs/gps/README.md').read_text()
+    assert set(printed.splitlines()) <= set((ROOT / 'configs/gps/README.md').read_text().splitlines())
     table = [[cell.strip() for cell in line.strip('|\n').split('|')] for line in printed.splitlines()]
     vit = table[0].index('ViT-B/16')
     neurons = 12 * 9 * 768 + 768
-    assert [row[vit].partition(' ')[0] for row in table[2:]] == [f'{neurons * (k + 1):,}' for k in range(1, 16)]
+    assert [row[vit].partition(' ')[0] for row in table[2:]] == [f'{neurons * (k + 1):,}' for k in several]
     assert table[2][vit] == '167,424 (0.20 %)'
 
 

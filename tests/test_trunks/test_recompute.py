@@ -39,7 +39,7 @@ def both(trunk, method, way):
     return made
 
 
-@pytest.mark.parametrize('trunk, method', pairs(SPLIT, CHOSEN))
+@pytest.mark.parametrize('trunk, method', pairs(SPLIT, CHOSEN)[::2])        # on each trunk every other one
 def test_gradients(trunk, method):
     """'block' gives the plain gradients bit for bit; fewer bits give nearly these, and none is lost."""
     plain, again = both(trunk, method, 'block')
