@@ -7,7 +7,7 @@ _base_ = '../demo/atss_vit-s.py'
 # ---- what one edits
 classes = ('Platelets', 'RBC', 'WBC')
 data_root = 'data/bccd/VOC2007/'
-shown = (168, 168)            # px of the longest side
+shown = (140, 140)            # px of the longest side
 epochs = 3
 
 # ---- the task

@@ -14,9 +14,9 @@ cache = os.path.expanduser(os.environ.get('E3VA_CACHE', '~/.cache/e3va'))
 classes = ('nucleus', )
 data_root = 'data/nuclei/'
 weights = f'{cache}/vit_s_focus.pth'
-shown = (168, 168)            # px of the longest side
-epochs = 2
-batch = 2
+crop = (112, 112)             # px
+epochs = 3
+batch = 4
 
 # ---- the task
 sweep = dict(score='coco/segm_mAP', times=100, rates=[3e-4, 1e-3, 3e-3], weight_decays=[0.01, 0.1])
@@ -61,11 +61,10 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=100)))
 
 # ---- the data: of the 200 training images every fifth is for validation, the 64 others for the test
-load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-        dict(type='Resize', scale=shown, keep_ratio=True)]
+load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True, with_mask=True)]
 files = dict(type='CocoDataset', metainfo=dict(classes=classes), data_root=data_root)
 train_files = dict(ann_file='annotations/instances_train.json', data_prefix=dict(img='images/train/'))
-test_pipeline = [*load, dict(type='PackDetInputs', meta_keys=(
+test_pipeline = [*load, dict(type='Resize', scale_factor=1.), dict(type='PackDetInputs', meta_keys=(
     'img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'instances'))]
 train_dataloader = dict(
     batch_size=batch, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=True),
@@ -73,7 +72,8 @@ train_dataloader = dict(
     dataset=dict(
         files, **train_files, filter_cfg=dict(filter_empty_gt=True, min_size=1),
         indices=[i for i in range(200) if i % 5],
-        pipeline=[*load, dict(type='RandomFlip', prob=0.5), dict(type='PackDetInputs')]))
+        pipeline=[*load, dict(type='RandomCrop', crop_size=crop), dict(type='RandomFlip', prob=0.5),
+                  dict(type='PackDetInputs')]))
 val_dataloader = dict(
     batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(files, **train_files, test_mode=True, indices=list(range(0, 200, 5)), pipeline=test_pipeline))
