@@ -50,7 +50,7 @@ def make(name):
     return model, torch.randn(2, 3, size, size)
 
 
-@pytest.mark.parametrize('name,method', [       # every other one: three methods a trunk, all methods on half of the trunks
+@pytest.mark.parametrize('name,method', [       # every other one: three methods a trunk, each on half
     (name, method) for i, name in enumerate(TRUNKS) for j, method in enumerate(METHODS) if (i + j) % 2 == 0])
 def test_thirty_trunks(name, method):
     """The stock outputs at the start, gradients for all that trains, frozen entries as they were, merged the same."""

@@ -4,7 +4,7 @@ r"""Choose a variant of a method for each task by its validation results, and gi
 
 A row is a line of JSON with `task`, `method`, `seed`, `split` ('val' or 'test') and `value`. For each task the method
 with the best mean over its seeds on 'val' is chosen, the first one on a tie; its rows on 'test' are printed as rows of
-the method `--name`, with `chosen`, ready for averages.py. A task whose chosen method was not tested is told to stderr:
+the method `--name`, with `chosen`, ready for compare.py. A task whose chosen method was not tested is told to stderr:
 the test set is needed for that one alone.
 """
 import argparse

@@ -12,10 +12,10 @@ SHOTS = (1, 4, 16)                               # few-shot lists: the first so 
 
 
 def make_digits(source, folder):
-    """Write `folder`/images/*.png and {train,val,test,train_1,train_4,train_16}.txt (`images/17.png 5`), complete or not at all.
+    """Write `folder`/images/*.png and {train,val,test,train_1,train_4,train_16}.txt, complete or not at all.
 
     Args:
-        source: the gzipped CSV, a line an image: 784 grey values and its digit.
+        source: the gzipped CSV, a line an image: 784 grey values and its digit. A line of a list is `images/17.png 5`.
     """
     with gzip.open(source, 'rt') as lines:
         rows = np.array([[round(float(value)) for value in row] for row in csv.reader(lines)], dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Fetch and convert what the demo and the bench need: `python tools/demo/prepare.py`. A second start finds everything there."""
+"""Fetch and convert what the demo and the bench need: `python tools/demo/prepare.py`. A second start finds it there."""
 import io
 import sys
 

@@ -1,0 +1,115 @@
+"""The averages of the papers' own rows, gains by hand, and rows that cannot be averaged."""
+import json
+
+import pytest
+from PIL import Image
+
+from e3va.datasets import fgvc, vtab
+from tests.conftest import tool
+
+# The nineteen accuracies of a method as Tables 1 (Pear, DMLoRA) and 3 (GPS) print them, in the order of vtab.TASKS.
+SSF = [69.0, 92.6, 75.1, 99.4, 91.8, 90.2, 52.9, 87.4, 95.9, 87.4, 75.5, 75.9, 62.3, 53.3, 80.6, 77.3, 54.9, 29.5, 37.9]
+PEAR = [74.3, 92.9, 71.6, 99.4, 91.3, 89.6, 56.4, 88.2, 95.1, 85.5, 76.3, 84.1, 64.7, 52.2, 81.6, 86.9, 54.7, 34.5,
+        41.3]
+GPS = [81.1, 94.2, 75.8, 99.4, 91.7, 91.6, 52.4, 87.9, 96.2, 86.5, 76.5, 79.9, 62.6, 55.0, 82.4, 84.0, 55.4, 29.7, 46.1]
+# cifar, caltech101, dtd, oxford_flowers102, oxford_iiit_pet, svhn and sun397 come first in all three, then the others.
+FGVC = dict(GPS=([89.9, 86.7, 99.7, 92.2, 90.4], 91.78), SSF=([89.5, 85.7, 99.6, 89.6, 89.2], 90.72))
+
+
+def rows(suite, tasks, method, values, seed=0):
+    return [dict(task=f'{suite}_{task}', method=method, seed=seed, metric='accuracy/top1', value=value)
+            for task, value in zip(tasks, values, strict=True)]
+
+
+def run(tmp_path, capsys, entries, *more):
+    file = tmp_path / 'results.jsonl'
+    file.write_text('\n'.join(json.dumps(entry) for entry in entries) + '\n')
+    tool('analysis_tools/compare.py').main([str(file), *more])
+    return capsys.readouterr().out
+
+
+def cells(out, method):
+    lines = [[cell.strip() for cell in line.strip('|').split('|')] for line in out.splitlines() if line.startswith('|')]
+    return dict(zip(lines[0], next(line for line in lines if line[0] == method)))
+
+
+@pytest.mark.parametrize('method, values, groups, tasks', [
+    ('ssf', SSF, 75.7, 73.1),           # Pear and DMLoRA; GPS
+    ('pear', PEAR, 77.0, None),
+    ('gps', GPS, None, 75.18),
+])
+def test_vtab_averages_are_those_in_print(tmp_path, capsys, method, values, groups, tasks):
+    found = cells(run(tmp_path, capsys, rows('vtab', vtab.TASKS, method, values)), method)
+    assert (found['cifar'], found['seeds']) == (f'**{values[0]:.2f}**', '1')
+    if groups:
+        assert float(found['mean of groups'].strip('*')) == pytest.approx(groups, abs=0.05)
+    if tasks:
+        assert float(found['mean of tasks'].strip('*')) == pytest.approx(tasks, abs=0.006)
+
+
+@pytest.mark.parametrize('method', FGVC)
+def test_fgvc_averages_are_those_in_print(tmp_path, capsys, method):
+    values, printed = FGVC[method]
+    found = cells(run(tmp_path, capsys, rows('fgvc', fgvc.TASKS, method, values)), method)
+    assert float(found['mean'].strip('*')) == printed
+
+
+def test_seeds_are_averaged_first(tmp_path, capsys):
+    entries = rows('fgvc', fgvc.TASKS, 'lora', [80.] * 5) + rows('fgvc', ['cub'], 'lora', [90.], seed=1)
+    found = cells(run(tmp_path, capsys, entries), 'lora')
+    assert (found['cub'], found['mean'], found['seeds']) == ('**85.00 ± 7.07**', '**81.00**', '1-2')
+
+
+def test_what_is_missing_is_named_and_has_no_average(tmp_path, capsys):
+    entries = rows('fgvc', fgvc.TASKS, 'lora', [80.] * 5) + rows('fgvc', ['cub', 'cars'], 'ssf', [1., 82.])
+    out = run(tmp_path, capsys, [*entries, dict(task='coco_cascade', method='lora', value=1.)])
+    found = cells(out.partition('FGVC')[2], 'ssf')
+    assert (found['cub'], found['cars'], found['dogs'], found['mean']) == ('1.00', '**82.00**', '', '')
+    assert 'ssf lacks nabirds, flowers, dogs.' in out
+    assert 'coco_cascade' in out.partition('FGVC')[0]
+
+
+# Of two tasks one tells fixed and lora apart: lora gains 8 there with deviations of 1 and 1, and 0.5 in the other.
+BENCH = dict(cells=dict(fixed=[39, 40, 41], lora=[47, 48, 49], mix=[45, 46, 47]),
+             plain=dict(fixed=[70, 71, 72], lora=[70.5, 71.5, 72.5], mix=[70, 70, 70]))
+
+
+def bench():
+    return [dict(task=task, method=method, seed=seed, split=split, value=value + (split == 'val') * 100)
+            for task, methods in BENCH.items() for method, values in methods.items()
+            for seed, value in enumerate(values, 1) for split in ('val', 'test')]
+
+
+def test_shares_of_the_gain(tmp_path, capsys):
+    out = run(tmp_path, capsys, bench())
+    assert [cells(out, name)['share of the gain of lora'] for name in ('fixed', 'mix', 'lora')] == [
+        '0.00', '0.75', '1.00']
+    assert cells(out, 'lora')['cells'] == '**48.00 ± 1.00**' and cells(out, 'mix')['plain'] == '70.00 ± 0.00'
+    assert 'cells: lora - fixed is 8.00, a seed deviates by 1.00: counted.' in out
+    assert 'plain: lora - fixed is 0.50, a seed deviates by 1.00: not told apart, not counted.' in out
+
+
+def test_gain_beside_cost(tmp_path, capsys):
+    """Recomputation that changes no gradient has the results of the method; rounded boundaries have none."""
+    costs = [dict(method=name, saved_fraction=saved, step_to_fixed=step) for name, saved, step in (
+        ('full', 1, 3), ('fixed', 0, 1), ('mix', 0.15, 1.4), ('lora', 0.6, 2), ('lora:recompute=block', 0.06, 2.7),
+        ('lora:recompute=block_int8', 0.02, 2.8))]
+    (tmp_path / 'cost.json').write_text(json.dumps(costs))
+    plot = tmp_path / 'choice.png'
+    out = run(tmp_path, capsys, bench(), '--cost', str(tmp_path / 'cost.json'), '--plot', str(plot))
+    assert '| lora:recompute=block | 1.00 | 0.060 | 2.70 |' in out and '| mix | 0.75 | 0.150 | 1.40 |' in out
+    assert 'int8' not in out and '| full |' not in out
+    with Image.open(plot) as image:
+        assert len(image.convert('RGB').getcolors(1 << 20)) > 20            # points of several colours, no blank page
+
+
+@pytest.mark.parametrize('entries, says', [
+    ([dict(task='vtab_dtd', method='lora')], "line 1: a row has task, method and value; KeyError.'value'"),
+    (rows('vtab', ['dtd', 'dtd'], 'lora', [1., 2.]), 'line 2: a second value of vtab_dtd, lora, seed 0'),
+    ([dict(task='coco', method='lora', split='val', value=1.)], 'no row of the test split'),
+])
+def test_bad_rows_are_one_line(tmp_path, capsys, entries, says):
+    with pytest.raises(SystemExit):
+        run(tmp_path, capsys, entries)
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1 and all(part in error for part in says.split('.'))

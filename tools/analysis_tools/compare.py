@@ -1,0 +1,200 @@
+r"""Tables of results, a line a method: mean and deviation over seeds for each task, averages, the best ones marked.
+
+    python tools/analysis_tools/compare.py results.jsonl [MORE ...]
+    python tools/analysis_tools/compare.py work_dirs/sweep/rows.jsonl --cost cost.json --plot choice.png
+
+A row is a line of JSON with `task`, `method`, `seed`, `value` and, where there are several, `split`: those of 'test'
+are taken. Tasks of VTAB-1k and FGVC (files of configs/_base_/tasks without their trunk, e.g. vtab_dtd) have tables of
+their own. VTAB-1k has two averages in print, of the three groups (NOAH, Pear, DMLoRA) and of the nineteen tasks (GPS):
+both are given. A method that lacks tasks gets none, and what it lacks is named.
+
+For other tasks the average is of what a method gains, as a share of what `--one` gains over `--zero`, over the tasks
+that tell these two apart: by more than three deviations of their seeds. With the rows of cost.py for `--cost`, memory
+and time stand beside it, and `--plot` draws one against the other; what recomputes its blocks has the results of the
+method without.
+"""
+import argparse
+import json
+import re
+from collections import defaultdict
+from statistics import fmean as mean
+from statistics import stdev
+
+from e3va.command.line import one_line_errors
+from e3va.command.rows import seeds
+from e3va.datasets import fgvc, vtab
+
+SUITES = dict(vtab=vtab.TASKS, fgvc=fgvc.TASKS)
+TITLES = dict(vtab='VTAB-1k', fgvc='FGVC')
+
+
+def read(files):
+    """{suite or '': {task: {method: {seed: value}}}}."""
+    results = defaultdict(lambda: defaultdict(dict))
+    for (task, method), values in seeds(files, taken, 'task, method and value', 'the test split').items():
+        suite, _, name = task.partition('_')
+        suite, name = (suite, name) if name in SUITES.get(suite, ()) else ('', task)
+        results[suite][name][method] = values
+    return results
+
+
+def taken(row):
+    if row.get('split', 'test') != 'test':
+        return None
+    return (row['task'], row['method']), row.get('seed', 0), float(row['value'])
+
+
+# ---- averages
+
+def averages(suite, values):
+    """{column: number} over the tasks of a suite, {task: mean}; nothing where one is missing."""
+    if set(values) != set(SUITES[suite]):
+        return {}
+    if suite == 'fgvc':
+        return dict(mean=mean(values.values()))
+    names = dict(natural='natural', specialized='specialized', structured='structured', groups='mean of groups',
+                 tasks='mean of tasks')
+    return {names[name]: value for name, value in vtab.averages(values).items()}
+
+
+def apart(tasks, zero, one):
+    """{task: (gain of `one` over `zero`, deviation of a seed)} where both have several seeds."""
+    pairs = {task: [list(methods.get(name, {}).values()) for name in (zero, one)] for task, methods in tasks.items()}
+    return {task: (mean(b) - mean(a), ((stdev(a) ** 2 + stdev(b) ** 2) / 2) ** 0.5)
+            for task, (a, b) in pairs.items() if min(len(a), len(b)) > 1}
+
+
+def gains(tasks, zero, one, counted):
+    """{method: its mean share of the gain of `one`} of the methods that have all `counted` tasks."""
+    found = {}
+    for method in dict.fromkeys(method for methods in tasks.values() for method in methods):
+        if counted and all(method in tasks[task] for task in counted):
+            means = [[mean(tasks[task][name].values()) for name in (method, zero, one)] for task in counted]
+            found[method] = mean((value - low) / (high - low) for value, low, high in means)
+    return found
+
+
+# ---- tables
+
+def table(suite, tasks, more=()):
+    """A Markdown table.
+
+    Args:
+        more (iterable of (column, {method: number}, digits, whether the best is marked)): columns behind the tasks'.
+    """
+    methods = list(dict.fromkeys(method for values in tasks.values() for method in values))
+    order = [task for task in SUITES.get(suite, sorted(tasks)) if task in tasks]
+    means = {task: {method: mean(values.values()) for method, values in tasks[task].items()} for task in order}
+    columns = [(task, means[task], 2, True) for task in order]
+    if suite:
+        found = {method: averages(suite, {task: means[task][method] for task in order if method in means[task]})
+                 for method in methods}
+        names = dict.fromkeys(name for values in found.values() for name in values)
+        columns += [(name, {method: values[name] for method, values in found.items() if values}, 2, True)
+                    for name in names]
+    columns += more
+    lines = [['method', *(name for name, *_ in columns), 'seeds'], ['---'] * (2 + len(columns))]
+    for method in methods:
+        counts = {len(values[method]) for values in tasks.values() if method in values}
+        cells = [cell(name, values, digits, mark, method, tasks) for name, values, digits, mark in columns]
+        lines.append([method, *cells, '-'.join(map(str, sorted({min(counts), max(counts)})))])
+    text = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    for method in methods if suite else ():
+        missing = [task for task in SUITES[suite] if method not in tasks.get(task, ())]
+        if missing:
+            text += f'\n\n{method} lacks {", ".join(missing)}.'
+    return text
+
+
+def cell(name, values, digits, mark, method, tasks):
+    if values.get(method) is None:
+        return ''
+    text = f'{values[method]:.{digits}f}'
+    several = list(tasks.get(name, {}).get(method, {}).values())
+    if len(several) > 1:
+        text += f' ± {stdev(several):.{digits}f}'
+    return f'**{text}**' if mark and values[method] == max(values.values()) else text
+
+
+# ---- beside what it costs
+
+def costs(path, methods):
+    """{method as cost.py names it: (method whose results it has, saved of Full - Fixed, step / Fixed)}."""
+    try:
+        with open(path) as file:
+            rows = json.load(file)
+        found = {row['method']: (plain(row['method'], methods), row['saved_fraction'], row['step_to_fixed'])
+                 for row in rows}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path} is no file that cost.py wrote with --out, full and fixed among its methods: {error!r}'
+                         ) from None
+    return {name: values for name, values in found.items() if values[0]}
+
+
+def plain(name, methods):
+    """The method that gives the same numbers: itself, or without recomputation, which changes no gradient."""
+    bare = re.sub(r'[:,]recompute=block\b(?!_)', '', re.sub(r'-cp$', '', name))
+    return next((method for method in (name, bare) if method in methods), None)
+
+
+def plot(found, shares, path):
+    """Share of the gain against memory and against time; found: see `costs`."""
+    from e3va.cost.plot import clean, label, plt
+    figure, panels = plt.subplots(1, 2, figsize=(12, 5.2), layout='constrained', sharey=True)
+    titles = 'saved for backward, (method - fixed) / (full - fixed)', 'time of a training step / that of fixed'
+    for i, (axes, title) in enumerate(zip(panels, titles), 1):
+        for j, values in enumerate(found.values()):
+            axes.errorbar(values[i], shares[values[0]], xerr=[[0], [0]], fmt='o', markersize=8, color=f'C{j % 10}')
+        axes.set(xlabel=title)
+        clean(axes)
+    panels[0].set(ylabel='share of the gain')
+    panels[0].set_xscale('symlog', linthresh=0.02)
+    figure.canvas.draw()
+    figure.set_layout_engine('none')
+    for axes in panels:
+        label(axes, list(found))
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def chosen(tasks, args):
+    """Text of the other tasks: their table, what tells apart, and with costs the table of the choice."""
+    told = apart(tasks, args.zero, args.one)
+    counted = [task for task, (gain, deviation) in told.items() if gain > 3 * deviation]
+    shares = gains(tasks, args.zero, args.one, counted)
+    share = f'share of the gain of {args.one}'
+    text = table('', tasks, [(share, shares, 2, False)] if shares else [])
+    for task, (gain, deviation) in told.items():
+        text += (f'\n\n{task}: {args.one} - {args.zero} is {gain:.2f}, a seed deviates by {deviation:.2f}: '
+                 + ('counted.' if task in counted else 'not told apart, not counted.'))
+    if args.cost:
+        found = costs(args.cost, list(shares))
+        if not found:
+            tasks = ', '.join(counted) or f'the tasks, of which none tells {args.zero} and {args.one} apart'
+            raise ValueError(f'{args.cost}: none of its methods has rows for all of {tasks}')
+        text += f'\n\n| method | {share} | saved of (full - fixed) | step / fixed |\n| --- | --- | --- | --- |'
+        for name, (method, saved, step) in found.items():
+            text += f'\n| {name} | {shares[method]:.2f} | {saved:.3f} | {step:.2f} |'
+        if args.plot:
+            plot(found, shares, args.plot)
+    return text
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('files', nargs='+', metavar='FILE', help='JSON lines')
+    parser.add_argument('--zero', default='fixed', metavar='METHOD', help='gains nothing (default: %(default)s)')
+    parser.add_argument('--one', default='lora', metavar='METHOD', help='gains all of it (default: %(default)s)')
+    parser.add_argument('--cost', metavar='ROWS.json', help='what cost.py wrote with --out')
+    parser.add_argument('--plot', metavar='CHOICE.png', help='draw the gain against memory and time of --cost')
+    args = parser.parse_args(argv)
+    if args.plot and not args.cost:
+        parser.error('--plot draws against memory and time: give --cost too')
+    with one_line_errors():
+        for suite, tasks in sorted(read(args.files).items()):
+            text = table(suite, tasks) if suite else chosen(tasks, args)
+            print(f'{TITLES.get(suite, "Tasks")}\n\n{text}\n')
+
+
+if __name__ == '__main__':
+    main()
