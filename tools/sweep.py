@@ -2,13 +2,17 @@
 
     python tools/sweep.py FOLDER_OF_TASKS --methods fixed,lora,e3va --tune
     python tools/sweep.py TASK.py --methods lora,lora:backward=0.25 --seeds 1 2
+    sbatch --array=0-15 --gres=gpu:1 --wrap 'python tools/sweep.py configs/_base_/tasks/vtab_*.py --methods lora,gps'
 
 Methods are names or files as of `--method`, with options behind a colon. With --tune each of the config's rates is
 tried with its first weight decay, then the best rate with its other ones, all with seed 0 and scored on val alone; what
-was best serves those of --seeds, scored on val and test.
+was best serves those of --seeds, scored on val and test. Without it rate and weight decay are those of the config, or
+of the method's settings for the task (as of train.py).
 A task is any config that has a `sweep = dict(score='coco/bbox_mAP', rates=[1e-3, 2e-3], weight_decays=[0.01])`: by what
-it is scored, and what is tried; `times=100` makes percent of fractions. What was finished before is not run again, an
-interrupted run goes on; a run that fails is named at the end, the others are made.
+it is scored, and what is tried; `times=100` makes percent of fractions; `choose` are settings for the runs that choose
+alone, where a config's own val split is its test split. What was finished before is not run again, an interrupted run
+goes on; a run that fails is named at the end, the others are made. The jobs of a SLURM array share out the pairs of
+task and method; behind them the same command collects the rows and shows the tables.
 """
 import argparse
 import dataclasses
@@ -33,11 +37,16 @@ class Run:
     config: str
     task: str
     method: str                                                         # as it was written
-    rate: float
+    rate: float                                                         # None: the config's own
     decay: float
     seed: int
     splits: tuple
     folder: Path
+
+    @property
+    def says(self):
+        rate = '' if self.rate is None else f' rate {self.rate:g} decay {self.decay:g}'
+        return f'{self.task} {self.method}{rate} seed {self.seed}'
 
     @property
     def result(self):
@@ -84,23 +93,35 @@ def sweep(args):
     methods = [spec.label for spec in parse_methods(args.methods)]      # a wrong name stops before the first minute
     failed, pool = [], Pool(args.workers)
     settings = {}                                                       # (task, method): (rate, weight decay)
+    pairs = mine([(task, method) for task in tasks for method in methods])
     if args.tune:
-        pairs = [(task, method) for task in tasks for method in methods]
+        same = [task.config for task in tasks if task.same and not task.chooses]
+        if same:
+            raise ValueError(f'--tune: {", ".join(same)}: val is the test split, by which nothing may be chosen; say '
+                             'by sweep.choose what differs in a run that chooses, or leave --tune out')
         rates = {pair: {(rate, pair[0].decays[0]) for rate in pair[0].rates} for pair in pairs}
         failed += choose(pool, rates, settings, args.out, 'choosing rates')
         decays = {pair: {(settings[key][0], decay) for decay in pair[0].decays}
                   for pair in pairs if (key := (pair[0].name, pair[1])) in settings}
         failed += choose(pool, decays, settings, args.out, 'choosing weight decays')
     else:
-        settings = {(task.name, method): (task.rate, task.decay) for task in tasks for method in methods}
-    final = [run_of(task, method, *settings[task.name, method], seed, ('val', 'test'), args.out)
-             for seed in args.seeds for task in tasks for method in methods if (task.name, method) in settings]
+        settings = {(task.name, method): (None, None) for task, method in pairs}
+    final = [run_of(task, method, *settings[task.name, method], seed, ('val', 'test')[task.same:], args.out)
+             for seed in args.seeds for task, method in pairs if (task.name, method) in settings]
     failed += pool.finish(final, 'seeds')
     rows = collect(args.out)
     show(tasks, methods, final, rows)
     for run in failed:
-        print(f'failed: {run.task} {run.method} rate {run.rate:g} seed {run.seed}: {last_line(run.folder)}')
+        print(f'failed: {run.says}: {last_line(run.folder)}')
     return min(len(failed), 100)
+
+
+def mine(pairs):
+    """All of them; in a job of a SLURM array its share."""
+    if 'SLURM_ARRAY_TASK_ID' not in os.environ:
+        return pairs
+    index, first, count = (int(os.environ[f'SLURM_ARRAY_TASK_{name}']) for name in ('ID', 'MIN', 'COUNT'))
+    return pairs[index - first::count]
 
 
 def choose(pool, tried, settings, out, title):
@@ -126,11 +147,11 @@ class Task:
 
     name: str
     config: str
-    mark: str                                                           # a hash of the config
+    mark: str                                                           # a hash of the config, but for its sweep
     rates: tuple
     decays: tuple
-    rate: float
-    decay: float
+    same: bool                                                          # val is test
+    chooses: bool                                                       # it says what differs in a run that chooses
 
 
 def config_files(given):
@@ -142,30 +163,30 @@ def config_files(given):
 
 
 def load_task(path):
-    from e3va.command.config import load_config
+    from e3va.command.config import load_config, nodes
     cfg = load_config(path)
     if not {'score', 'rates', 'weight_decays'} <= set(cfg.get('sweep') or {}):
         raise ValueError(f"{path} says no sweep = dict(score='coco/bbox_mAP', rates=[1e-3], weight_decays=[0.01])")
-    optimizer = cfg.optim_wrapper.optimizer
-    mark = hashlib.sha256(cfg.pretty_text.encode()).hexdigest()[:6]
-    for split in ('train', 'val', 'test'):
-        dataset = cfg[f'{split}_dataloader'].dataset
-        root = Path(dataset.get('data_root') or '')
-        if str(root) != '.' and not root.is_dir():
+    run = {key: value for key, value in cfg.to_dict().items() if key != 'sweep'}      # what is tried changes no run
+    mark = hashlib.sha256(json.dumps(run, sort_keys=True, default=str).encode()).hexdigest()[:6]
+    for node in nodes([cfg[f'{split}_dataloader'].dataset for split in ('train', 'val', 'test')]):
+        root = node.get('data_root')
+        if root and not Path(root).is_dir():
             raise ValueError(f'{path}: there is no folder {root}; {cfg.sweep.get("data", "put the data there")}')
-    return Task(path.stem, str(path), mark, tuple(cfg.sweep.rates), tuple(cfg.sweep.weight_decays), optimizer.lr,
-                optimizer.get('weight_decay', 0.))
+    return Task(path.stem, str(path), mark, tuple(cfg.sweep.rates), tuple(cfg.sweep.weight_decays),
+                cfg.val_dataloader.dataset == cfg.test_dataloader.dataset, 'choose' in cfg.sweep)
 
 
 def run_of(task, method, rate, decay, seed, splits, out):
     """A change of the config or of a method's options is another folder."""
     stem = ''.join(letter if letter.isalnum() or letter in '-_.=' else '_' for letter in method)
-    folder = Path(out) / f'{task.name}-{task.mark}' / stem / f'rate{rate:g}_decay{decay:g}_seed{seed}'
+    setting = 'own' if rate is None else f'rate{rate:g}_decay{decay:g}'
+    folder = Path(out) / f'{task.name}-{task.mark}' / stem / f'{setting}_seed{seed}'
     return Run(task.config, task.name, method, rate, decay, seed, splits, folder)
 
 
 def value(run):
-    return json.loads(run.result.read_text())[0]['value']               # the first is val's
+    return json.loads(run.result.read_text())[0]['value']               # the first is val's, where there is one
 
 
 # ---- the workers
@@ -196,8 +217,7 @@ class Pool:
                 places.put(place)
                 bar.advance(progress)
                 if run.result.is_file():
-                    bar.console.print(f'{run.task} {run.method} rate {run.rate:g} seed {run.seed}: {value(run):.2f}',
-                                      highlight=False)
+                    bar.console.print(f'{run.says}: {value(run):.2f}', highlight=False)
 
             with ThreadPoolExecutor(self.workers) as threads:
                 try:
@@ -245,7 +265,11 @@ def train(run):
     task = ConfigDict(cfg.pop('sweep'))
     spec, = parse_methods(run.method)
     cfg = apply_method(cfg, spec.method)
-    cfg.optim_wrapper.optimizer.update(lr=run.rate, weight_decay=run.decay)
+    optimizer = cfg.optim_wrapper.optimizer
+    if run.rate is not None:
+        optimizer.update(lr=run.rate, weight_decay=run.decay)
+    if run.seed == CHOICE and run.splits == ('val', ):
+        cfg.merge_from_dict(task.get('choose', {}))
     cfg.work_dir, cfg.randomness, cfg.experiment_name = str(run.folder), dict(seed=run.seed), run.folder.name
     cfg.train_cfg.val_begin = 10 ** 9                                   # scored below, once
     checkpoint = newest_checkpoint(run.folder)
@@ -258,7 +282,8 @@ def train(run):
         scores = {split: getattr(runner, split)() for split in run.splits}
         seconds, _ = runner.message_hub.get_scalar('train/time').data
         common = dict(
-            task=run.task, method=run.method, seed=run.seed, rate=run.rate, weight_decay=run.decay,
+            task=run.task, method=run.method, seed=run.seed, rate=optimizer.lr,
+            weight_decay=optimizer.get('weight_decay', 0.),
             trained=e3va.report(runner.model)['trained'], saved_mib=round(saved_mib(runner), 2),
             train_s=round(float(seconds.sum()), 1), steps=len(seconds), commit=commit(), device=device(),
             command=shlex.join(['python', *sys.argv[:1], run.config, '--methods', run.method]))
@@ -301,12 +326,15 @@ def show(tasks, methods, final, rows):
             if found:
                 first = found[0][0]
                 table.add_row(method, f'{first["rate"]:g}', f'{first["weight_decay"]:g}',
-                              *(cell([run[i]['value'] for run in found]) for i in (0, 1)), f'{first["trained"]:,}',
+                              *(cell([row['value'] for run in found for row in run if row['split'] == split])
+                                for split in ('val', 'test')), f'{first["trained"]:,}',
                               f'{first["saved_mib"]:.1f}', f'{statistics.mean(run[0]["train_s"] for run in found):.0f}')
         console.print(table)
 
 
 def cell(values):
+    if not values:
+        return ''
     spread = f' ± {statistics.stdev(values):.2f}' if len(values) > 1 else ''
     return f'{statistics.mean(values):.2f}{spread}'
 

@@ -10,7 +10,7 @@ data_root = f'{_base_.cache}/digits/'
 epochs = 4
 
 # ---- the task
-sweep = dict(score='accuracy/top1', rates=[3e-4, 1e-3, 3e-3], weight_decays=[0.01, 0.1],
+sweep = dict(score='accuracy/top1', rates=[3e-4, 1e-3, 3e-3, 1e-2], weight_decays=[0.01, 0.1],
              data='python tools/demo/prepare.py fetches it')
 model = dict(head=dict(num_classes=len(classes)))
 data_preprocessor = dict(num_classes=len(classes))

@@ -19,7 +19,7 @@ epochs = 3
 batch = 4
 
 # ---- the task
-sweep = dict(score='coco/segm_mAP', times=100, rates=[3e-4, 1e-3, 3e-3], weight_decays=[0.01, 0.1])
+sweep = dict(score='coco/segm_mAP', times=100, rates=[3e-4, 1e-3, 3e-3], weight_decays=[0.01])
 
 # ---- the segmenter
 default_scope = 'mmdet'
@@ -33,11 +33,11 @@ bbox_heads = [
         loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
         loss_bbox=dict(type='SmoothL1Loss', beta=1.0, loss_weight=1.0))
     for stds in ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])]
-regions = [                                             # a sixteenth of the 512 that are drawn from COCO's images
+regions = [                                             # 16 of the 512 that are drawn from COCO's images
     dict(
         assigner=dict(type='MaxIoUAssigner', pos_iou_thr=overlap, neg_iou_thr=overlap, min_pos_iou=overlap,
                       match_low_quality=False, ignore_iof_thr=-1),
-        sampler=dict(type='RandomSampler', num=32, pos_fraction=0.25, neg_pos_ub=-1, add_gt_as_proposals=True),
+        sampler=dict(type='RandomSampler', num=16, pos_fraction=0.25, neg_pos_ub=-1, add_gt_as_proposals=True),
         mask_size=28, pos_weight=-1, debug=False)
     for overlap in (0.5, 0.6, 0.7)]
 model = dict(

@@ -14,11 +14,11 @@ classes = ('background', 'nucleus')
 data_root = 'data/nuclei/'
 weights = f'{cache}/vit_s_focus.pth'
 crop = (112, 112)             # px
-epochs = 3
+epochs = 5
 batch = 4
 
 # ---- the task
-sweep = dict(score='mIoU', rates=[3e-4, 1e-3, 3e-3], weight_decays=[0.01, 0.1])
+sweep = dict(score='mIoU', rates=[3e-4, 1e-3, 3e-3], weight_decays=[0.01])
 
 # ---- the segmenter
 default_scope = 'mmseg'
@@ -31,12 +31,13 @@ model = dict(
         type='SegDataPreProcessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True,
         size=crop, pad_val=0, seg_pad_val=255, test_cfg=dict(size_divisor=14)),
     backbone=dict(
-        type='e3va.TimmTrunk', name='vit_small_patch14_dinov2', out_indices=(2, 5, 8, 11),
+        type='e3va.TimmTrunk', name='vit_small_patch14_dinov2', out_indices=(5, 8, 11),
         init_cfg=dict(type='Pretrained', checkpoint=weights)),
-    neck=dict(type='e3va.Feature2Pyramid', embed_dim=384, rescales=[4, 2, 1, 0.5],
+    # from three maps at stride 14 to strides 7, 14, 28
+    neck=dict(type='e3va.Feature2Pyramid', embed_dim=384, rescales=[2, 1, 0.5],
               norm_cfg=dict(type='BN', requires_grad=True)),
     decode_head=dict(
-        type='UPerHead', in_channels=[384] * 4, in_index=[0, 1, 2, 3], pool_scales=(1, 2, 3, 6), channels=channels,
+        type='UPerHead', in_channels=[384] * 3, in_index=[0, 1, 2], pool_scales=(1, 2, 3, 6), channels=channels,
         dropout_ratio=0.1, num_classes=len(classes), norm_cfg=norm, align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)),
     train_cfg=dict(), test_cfg=dict(mode='whole'))

@@ -71,7 +71,7 @@ def reduce(cfg):
     reduce_model(cfg.model)
     loaders = [cfg.train_dataloader, cfg.val_dataloader]
     # a classifier's last window needs the full size, and the bench's images are small
-    if cfg.default_scope != 'mmpretrain' and 'sweep' not in cfg:
+    if cfg.default_scope != 'mmpretrain' and '/bench/' not in str(cfg.filename):
         for node in nodes([*loaders, cfg.model.data_preprocessor]):
             for key in {'scale', 'scales', 'crop_size', 'size'} & set(node):
                 node[key] = shrink(node[key])

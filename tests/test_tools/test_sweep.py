@@ -1,6 +1,7 @@
 """tools/sweep.py: which runs there are, what is chosen, what goes on after a kill, what a failed run does."""
 import json
 import textwrap
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -8,6 +9,7 @@ from PIL import Image
 from tests.conftest import tool
 
 sweep = tool('sweep.py')
+TASKS = Path(__file__).parents[2] / 'configs/_base_/tasks'
 CONFIG = """
 default_scope = 'mmpretrain'
 sweep = dict(score='accuracy/top1', rates=[1e-4, 1e-2], weight_decays=[0.0])
@@ -22,7 +24,8 @@ train_dataloader = dict(
     batch_size=4, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(type='CustomDataset', data_root='images', pipeline=steps))
-val_dataloader = test_dataloader = dict(train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
+val_dataloader = dict(train_dataloader, sampler=dict(type='DefaultSampler', shuffle=False))
+test_dataloader = dict(val_dataloader, dataset=dict(train_dataloader['dataset'], indices=6))
 val_evaluator = test_evaluator = dict(type='Accuracy', topk=(1, ))
 train_cfg = dict(by_epoch=True, max_epochs=2, val_interval=1)
 val_cfg = test_cfg = dict()
@@ -80,7 +83,51 @@ def test_the_protocol(place, capsys):
     count = len(place)
     assert swept('--methods', 'fixed,lora:rank=2', '--seeds', '1', '2', '--tune') == 0 and len(place) == count
     assert swept('--methods', 'fixed', '--seeds', '3') == 0             # without --tune the config's own rate
-    assert place[count:] == [('fixed', 1e-3, 0.1, 3, ('val', 'test'))]
+    assert place[count:] == [('fixed', None, None, 3, ('val', 'test'))]
+    last = [row for row in rows() if row['seed'] == 3]
+    assert [(row['rate'], row['weight_decay'], row['split']) for row in last] == [
+        (1e-3, 0.1, 'val'), (1e-3, 0.1, 'test')]
+
+
+def test_decays_are_tried_with_the_best_rate(place, tmp_path):
+    (tmp_path / 'colours.py').write_text(CONFIG.replace('weight_decays=[0.0]', 'weight_decays=[0.0, 0.5]'))
+    assert swept('--methods', 'fixed', '--seeds', '1', '--tune') == 0
+    best = max(rows()[:2], key=lambda row: row['value'])['rate']
+    assert [run[1:4] for run in place] == [(1e-4, 0., 0), (1e-2, 0., 0), (best, 0.5, 0), (best, place[-1][2], 1)]
+
+
+def test_a_task_without_a_val_split(place, tmp_path, capsys):
+    """Scored on test once; nothing is chosen by that, but by what `choose` puts in its place."""
+    text = CONFIG + 'val_dataloader = test_dataloader\n'
+    (tmp_path / 'colours.py').write_text(text)
+    assert swept('--methods', 'fixed', '--seeds', '1') == 0
+    assert place == [('fixed', None, None, 1, ('test', ))] and [row['split'] for row in rows()] == ['test']
+    assert swept('--methods', 'fixed', '--tune') not in (0, None)
+    assert 'colours.py: val is the test split' in capsys.readouterr().err
+    apart = "sweep = dict(choose={'val_dataloader.dataset.indices': 2}, "
+    (tmp_path / 'colours.py').write_text(text.replace('sweep = dict(', apart))
+    assert swept('--methods', 'fixed', '--seeds', '1', '--tune') == 0
+    chosen = [row['value'] for row in rows() if row['split'] == 'val']
+    assert len(chosen) == 2 and set(chosen) <= {0., 50., 100.}          # of two images
+
+
+def test_the_jobs_of_an_array_share_out_the_pairs(place, monkeypatch):
+    for job in (4, 5):
+        for name, value in dict(ID=job, MIN=4, COUNT=2).items():
+            monkeypatch.setenv(f'SLURM_ARRAY_TASK_{name}', str(value))
+        assert swept('--methods', 'fixed,bitfit,lora:rank=2', '--seeds', '1', '2') == 0
+    assert [(run[0], run[3]) for run in place] == [
+        ('fixed', 1), ('lora:rank=2', 1), ('fixed', 2), ('lora:rank=2', 2), ('bitfit', 1), ('bitfit', 2)]
+
+
+@pytest.mark.parametrize('name', [
+    'vtab_dtd_vit_b', 'fgvc_cub_vit_b', 'cifar100_vit_b', 'cifar100_swin_b', 'imagenet_swin_b', 'coco_cascade_swin_l',
+    'voc_retinanet_swin_l', 'ade20k_upernet_swin_l', 'kvasir_sam_vit_b'])
+def test_the_papers_tasks(name, monkeypatch, tmp_path):
+    """Each can be swept, and says what to get where its data is missing."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r'there is no folder data/[^;]*; .'):
+        sweep.load_task(TASKS / f'{name}.py')
 
 
 def test_a_failed_run_is_named_and_the_others_are_made(place, monkeypatch, capsys):
@@ -89,14 +136,14 @@ def test_a_failed_run_is_named_and_the_others_are_made(place, monkeypatch, capsy
         if run.method == 'fixed':
             (run.folder / 'log.txt').write_text('step 1\nerror: out of memory\n')
             return False
-        run.result.write_text(json.dumps([dict(value=50., rate=run.rate, weight_decay=0., trained=1, saved_mib=0.,
-                                               train_s=1.)] * 2))
+        run.result.write_text(json.dumps([dict(value=50., split=split, rate=1e-3, weight_decay=0., trained=1,
+                                               saved_mib=0., train_s=1.) for split in run.splits]))
         return True
 
     monkeypatch.setattr(sweep.Pool, 'start', start)
     assert swept('--methods', 'fixed,lora', '--seeds', '1') == 1
     out = capsys.readouterr().out
-    assert 'failed: colours fixed rate 0.001 seed 1: error: out of memory' in out and '50.00' in out
+    assert 'failed: colours fixed seed 1: error: out of memory' in out and '50.00' in out
 
 
 @pytest.mark.parametrize('arguments, words', [

@@ -12,6 +12,9 @@ learning_rate = 1e-3      # for 4 GPUs x 64 images; `--auto-scale-lr` adapts it 
 max_epochs = 100
 warmup_epochs = 10
 
+# ---- for tools/sweep.py
+sweep = dict(data='mmpretrain downloads it there')
+
 # ---- the data
 pack = dict(type='PackInputs')
 train_dataloader = dict(

@@ -12,6 +12,12 @@ suite = 'fgvc'
 data_root = 'data/fgvc'
 batch_size = 32           # images, 1 GPU; `--auto-scale-lr` adapts the rate to another number
 
+# ---- for tools/sweep.py: what is tried is chosen on a tenth of the training images
+sweep = dict(
+    score='accuracy/top1', rates=[1e-4, 1e-3, 1e-2], weight_decays=[0.05],
+    choose={'train_dataloader.dataset.split': 'train', 'val_dataloader.dataset.split': 'val'},
+    data='configs/_base_/tasks/README.md says where it is had')
+
 # ---- the data: all training images, the test set once, at the end. To choose settings, see a tenth of them instead:
 # --cfg-options train_dataloader.dataset.split=train val_dataloader.dataset.split=val
 train_pipeline = [

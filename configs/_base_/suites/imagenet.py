@@ -14,6 +14,11 @@ learning_rate = 1e-3      # for 8 GPUs x 32 images; `--auto-scale-lr` adapts it 
 max_epochs = 30
 warmup_epochs = 5
 
+# ---- for tools/sweep.py; there is no split to choose on
+sweep = dict(
+    score='accuracy/top1', rates=[learning_rate], weight_decays=[0.05],
+    data='configs/_base_/tasks/README.md says where it is had')
+
 # ---- the data
 augmentation = [
     dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),

@@ -13,6 +13,12 @@ batch_size = 64           # images, 1 GPU; `--auto-scale-lr` adapts the rate to 
 weight_decay = 1e-4
 checkpoint = 'timm://vit_base_patch16_224.orig_in21k'        # Google's ViT-B_16.npz
 
+# ---- for tools/sweep.py: what is tried is chosen on the 200, trained on the 800
+sweep = dict(
+    score='accuracy/top1', rates=[5e-4, 1e-3, 2e-3], weight_decays=[1e-4],
+    choose={'train_dataloader.dataset.split': 'train800', 'val_dataloader.dataset.split': 'val200'},
+    data='configs/_base_/tasks/README.md says where it is had')
+
 # ---- the model: one label an image, no smoothing, no mixing
 model = dict(
     backbone=dict(drop_path_rate=0.1, init_cfg=dict(checkpoint=checkpoint)),

@@ -11,6 +11,11 @@ _base_ = 'mmseg::swin/swin-large-patch4-window7-in22k-pre_upernet_8xb2-160k_ade2
 batch_size = 2            # images per GPU, as in the E3VA paper (section 4.2)
 learning_rate = 6e-5      # for 8 GPUs x 2 images; `--auto-scale-lr` adapts it to another number
 
+# ---- for tools/sweep.py; there is no split to choose on
+sweep = dict(
+    score='mIoU', rates=[learning_rate], weight_decays=[0.01],
+    data='the first lines of the file say what belongs there')
+
 # ---- the schedule
 train_dataloader = dict(batch_size=batch_size)
 optim_wrapper = dict(optimizer=dict(lr=learning_rate))

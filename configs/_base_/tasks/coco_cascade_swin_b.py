@@ -19,6 +19,11 @@ max_epochs = 36           # the rate drops to a tenth after 27 and 33
 num_classes = 80
 checkpoint = 'https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_base_patch4_window7_224_22k.pth'
 
+# ---- for tools/sweep.py; there is no split to choose on
+sweep = dict(
+    score='coco/bbox_mAP', times=100, rates=[learning_rate], weight_decays=[0.05],
+    data='the first lines of the file say what belongs there')
+
 # ---- the model: Swin-B, and for each of the three cascade stages a head of 4 convolutions and 1 linear layer
 bbox_heads = [
     dict(

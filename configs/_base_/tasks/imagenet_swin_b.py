@@ -16,6 +16,11 @@ max_epochs = 30
 warmup_epochs = 5
 checkpoint = 'https://download.openmmlab.com/mmclassification/v0/swin-transformer/convert/swin-base_3rdparty_in21k.pth'
 
+# ---- for tools/sweep.py; there is no split to choose on
+sweep = dict(
+    score='accuracy/top1', rates=[learning_rate], weight_decays=[0.05],
+    data='the first lines of the file say what belongs there')
+
 # ---- the model
 model = dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone')))
 

@@ -18,6 +18,11 @@ max_epochs = 20
 size = (1024, 1024)       # the images are squeezed to it
 load_from = 'https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth'       # or a file at hand
 
+# ---- for tools/sweep.py; there is no split to choose on
+sweep = dict(
+    score='mDice', rates=[learning_rate], weight_decays=[0.05],
+    data='configs/gps/polyp.md says where it is had')
+
 # ---- the model: ViT-B, the decoder without prompts, one mask
 custom_imports = dict(imports=['e3va.models.sam', 'e3va.datasets.polyp'])
 model = dict(

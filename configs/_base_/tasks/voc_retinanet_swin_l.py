@@ -13,6 +13,11 @@ learning_rate = 1e-4      # for 8 GPUs x 2 images, our assumption: the paper doe
 num_classes = 20
 checkpoint = 'https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_large_patch4_window7_224_22k.pth'
 
+# ---- for tools/sweep.py; there is no split to choose on
+sweep = dict(
+    score='pascal_voc/mAP', times=100, rates=[learning_rate], weight_decays=[0.05],
+    data='the first lines of the file say what belongs there')
+
 # ---- the model: the neck begins at the second stage, so the first one has no output and no norm
 model = dict(
     backbone=dict(
