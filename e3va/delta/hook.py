@@ -58,7 +58,7 @@ class DeltaHook(Hook):
 
     @master_only
     def after_remove_checkpoint(self, runner, name):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):                              # as it may not be there, or not ours
             os.remove(path_of(runner, name))
 
 

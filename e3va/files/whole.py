@@ -57,6 +57,12 @@ def write(path, content):
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def save_figure(figure, path, **options):
+    """Write a figure of matplotlib in the format of its name; see `replacing`."""
+    with replacing(path) as file:
+        figure.savefig(file, format=Path(path).suffix[1:] or None, **options)
+
+
 @contextlib.contextmanager
 def scratch(folder):
     """A new file in `folder`, open and locked; it is removed where the block has not given it another name."""
