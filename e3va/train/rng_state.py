@@ -46,7 +46,7 @@ class RngStateHook(Hook):
         if self.key not in checkpoint:
             runner.logger.warning('the checkpoint holds no random state: the resumed run is not the interrupted one '
                                   'bit for bit')
-        elif runner.rank == 0 or not runner._randomness_cfg.get('diff_rank_seed'):
+        elif runner.rank == 0 or not randomness(runner).get('diff_rank_seed'):
             self.resumed, self.start = checkpoint[self.key], checkpoint.get(self.start_key)
 
     def before_train_epoch(self, runner):
@@ -137,6 +137,11 @@ def skipped(loader, done):
         collate_fn=loader.collate_fn, pin_memory=loader.pin_memory, timeout=loader.timeout,
         worker_init_fn=loader.worker_init_fn, multiprocessing_context=loader.multiprocessing_context,
         generator=loader.generator, prefetch_factor=loader.prefetch_factor))
+
+
+def randomness(runner):
+    """The settings of the seed; FlexibleRunner's strategy has them."""
+    return runner._randomness_cfg if hasattr(runner, '_randomness_cfg') else runner.strategy.randomness
 
 
 def reseed(dataloader, seed):
