@@ -1,4 +1,5 @@
 """Frozen weights in parts on two processes: weights, checkpoints and deltas are those of one process."""
+import re
 import shutil
 from functools import partial
 
@@ -24,6 +25,8 @@ METHODS = dict(
 CASES = [('vit_mmpretrain', name) for name in METHODS] + [
     ('swin_mmdet', name) for name in ('fixed', 'lora_recompute', 'gps', 'e3va_exact', 'e3va_stream')] + [
     ('vit_timm', 'lora_recompute')]                                     # its blocks are read past their forward
+BLOCK = r'backbone\.(layers|stages\.\d\.blocks|blocks)\.\d'
+GATHERED = []                                                           # values, of each gathering of a process
 LONG = 'vit_mmpretrain', 'lora_recompute'                               # two epochs, so that it can be resumed
 
 
@@ -43,10 +46,17 @@ class Model(Classifier):
 
 
 class Held(Hook):
-    """What of the model a process holds after a step."""
+    """What of the model a process holds after a step, and what it has gathered in it."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        GATHERED.clear()
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         parameters = dict(runner.model.named_parameters())
+        self.gathered = sum(GATHERED)
+        self.blocks, self.rest = (sum(value.numel() for name, value in parameters.items()
+                                      if isinstance(value, DTensor) and bool(re.search(BLOCK, name)) == inside)
+                                  for inside in (True, False))
         self.own = sum(value.to_local().numel() if isinstance(value, DTensor) else value.numel()
                        for value in parameters.values())
         self.all = sum(value.numel() for value in parameters.values())
@@ -68,6 +78,13 @@ def run_of(folder, trunk, name, watch, **options):
 
 def parts(rank, folder):
     """Run in each process: all cases; one of them is resumed from its middle too."""
+    name = next(name for name in ('all_gather_single', 'all_gather_into_tensor') if hasattr(torch.distributed, name))
+
+    def gather(output, *args, real=getattr(torch.distributed, name), **options):
+        GATHERED.append(output.numel())
+        return real(output, *args, **options)
+
+    setattr(torch.distributed, name, gather)                            # of this process alone
     sharded = dict(batch=2, kind=partial(FlexibleRunner, launcher='pytorch',
                                          strategy=dict(type='e3va.ShardStrategy')))
     for trunk, name in CASES:
@@ -142,3 +159,12 @@ def test_what_a_process_holds(folder, trunk, name):
     for rank in range(2):
         held = torch.load(folder / f'{trunk}-{name}-{rank}.pth')
         assert not held['trained_in_parts'] and held['own'] < 0.75 * held['all']
+
+
+@pytest.mark.parametrize('trunk, name', [case for case in CASES if case[1] != 'fixed'])
+def test_how_often_a_block_is_gathered(folder, trunk, name):
+    """As docs/sharding.md counts: the rest of the model once; a few values more fill up the last parts."""
+    held = torch.load(folder / f'{trunk}-{name}-0.pth')
+    times = 1 if name in ('e3va_exact', 'e3va_bf16', 'e3va_int8') else 2
+    least = times * held['blocks'] + held['rest']
+    assert least <= held['gathered'] < 1.05 * least
