@@ -8,6 +8,7 @@ from mmengine.registry import METRICS as ROOT_METRICS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT_CONSTRUCTORS
 from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
+from mmengine.registry import STRATEGIES as ROOT_STRATEGIES
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry
 from mmengine.utils import get_object_from_string
@@ -20,8 +21,9 @@ DATASETS = Registry(
 TRANSFORMS = Registry('transform', parent=ROOT_TRANSFORMS, scope='e3va', locations=['e3va.datasets.polyp'])
 METRICS = Registry('metric', parent=ROOT_METRICS, scope='e3va', locations=['e3va.datasets.polyp'])
 HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='e3va', locations=[
-    'e3va.train.checkpoint', 'e3va.train.report', 'e3va.train.rng_state', 'e3va.delta.hook', 'e3va.gps.hook',
-    'e3va.dmlora.hook', 'e3va.pear.hook'])
+    'e3va.train.checkpoint', 'e3va.train.report', 'e3va.train.rng_state', 'e3va.train.stop', 'e3va.delta.hook',
+    'e3va.gps.hook', 'e3va.dmlora.hook', 'e3va.pear.hook'])
+STRATEGIES = Registry('strategy', parent=ROOT_STRATEGIES, scope='e3va', locations=['e3va.train.shard'])
 OPTIM_WRAPPERS = Registry('optim_wrapper', parent=ROOT_OPTIM_WRAPPERS, scope='e3va', locations=[
     'e3va.gps.optim', 'e3va.dmlora.optim', 'e3va.pear.optim'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(

@@ -41,6 +41,7 @@ class Tuning:
         prefix: of the trunk's names in the module that `tune` was given, by which `targets` and `also` name layers.
         also: names of the stock modules and entries that train beside the method.
         rest: entries of a whole model outside its backbone, which train as a head does; none where a trunk is tuned.
+        described: what a delta records of the trunk, where its frozen weights lie in parts (`train/shard.py`).
         usual: what a method took by itself in a trunk of no known family, {name: stock layer}, until it is said.
     """
 
@@ -56,6 +57,7 @@ class Tuning:
     also: frozenset = frozenset()
     rest: frozenset = frozenset()
     usual: dict = None
+    described: dict = None
 
     @property
     def parts(self):

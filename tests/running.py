@@ -49,7 +49,7 @@ class Metric(BaseMetric):
 
 
 def runner_of(folder, model, hooks, watch, resume=False, epochs=3, train_cfg=None, ema=False, seed=3, kind=Runner,
-              batch=BATCH, wrapper=None, schedule=True, **options):
+              batch=BATCH, wrapper=None, schedule=True, shuffle=False, **options):
     """A runner of `model`, made by a function, with the named default hooks `hooks` and the hook `watch`."""
     torch.manual_seed(0)                                                # the model is drawn before the runner seeds
     train_cfg = train_cfg or dict(by_epoch=True, max_epochs=epochs, val_interval=1)
@@ -58,7 +58,7 @@ def runner_of(folder, model, hooks, watch, resume=False, epochs=3, train_cfg=Non
     ema = [dict(type='EMAHook', momentum=0.1, **(ema if isinstance(ema, dict) else {}))] if ema else []
     return kind(
         model=model(), work_dir=str(folder), experiment_name=f'{folder.name}{next(NUMBERS)}',
-        train_dataloader=dict(loader, sampler=dict(type='DefaultSampler', shuffle=False)), train_cfg=train_cfg,
+        train_dataloader=dict(loader, sampler=dict(type='DefaultSampler', shuffle=shuffle)), train_cfg=train_cfg,
         val_dataloader=dict(loader, sampler=dict(type='DefaultSampler', shuffle=False)), val_cfg={},
         val_evaluator=[Metric()], resume=resume,
         optim_wrapper=dict(dict(constructor='e3va.TunedOptimWrapperConstructor',

@@ -14,6 +14,7 @@ TOP = {'__init__', 'registry', 'compat', 'surgery', 'loading', 'tuned', 'report'
 ALONE = {
     'test_contract.py': 'what every method keeps on every family of trunks',
     'test_device.py': 'what holds on a GPU as on a CPU',
+    'test_habits.py': 'what no file does',
     'test_imports.py': 'the package as a whole',
     'test_inference.py': 'the inference APIs of the libraries',
     'test_readme.py': 'README.md and CONTRIBUTING.md',

@@ -18,6 +18,7 @@ from ..surgery import near
 
 TUNED = ('e3va.Tuned', 'Tuned')
 CONSTRUCTOR = 'e3va.TunedOptimWrapperConstructor'
+HOOKS = dict(report='ReportHook', rng_state='RngStateHook', stop='StopHook')       # of every run
 # what a method file may set: a task file sets the rest
 METHOD_KEYS = ('method', 'default_hooks', 'optim_wrapper', 'custom_imports')
 
@@ -192,10 +193,11 @@ def is_tuned(backbone):
 def prepare(cfg: Config) -> Config:
     """Complete a config, in place, for this machine and for e3va; returns it.
 
-    Tuned backbones get the hooks that report and that save the random state, and e3va's constructor of the optimizer
-    around the config's own; mmengine's CheckpointHook becomes e3va's, which loses no run; mmpretrain's loaders get the
-    defaults that its own tools add; loaders without workers lose the options that torch refuses there; without a GPU
-    a config in mixed precision, which mmengine refuses there, trains in single precision, and says so.
+    Every run gets the hooks that report, save the random state and end it well on SIGTERM (HOOKS); tuned backbones get
+    e3va's constructor of the optimizer around the config's own; mmengine's CheckpointHook becomes e3va's, which loses
+    no run; mmpretrain's loaders get the defaults that its own tools add; loaders without workers lose the options that
+    torch refuses there; without a GPU a config in mixed precision, which mmengine refuses there, trains in single
+    precision, and says so.
     """
     wrapper = cfg.get('optim_wrapper') or {}
     scope, name = wrapper_type(wrapper)
@@ -204,14 +206,12 @@ def prepare(cfg: Config) -> Config:
         wrapper.type = scope + name.removeprefix('Amp')
         for option in ('loss_scale', 'dtype', 'use_fsdp'):
             wrapper.pop(option, None)
-    ours = dict(report=dict(type='e3va.ReportHook'))
+    ours = {name: dict(type=f'e3va.{kind}') for name, kind in HOOKS.items()}
     tuned = [backbone for _, backbone in backbones(cfg.get('model'), 'model') if is_tuned(backbone)]
     for backbone in tuned:                                              # by names, so that what is saved names no class
         backbone.update(type='e3va.Tuned', trunk=type_name(backbone.get('trunk')))
-    if tuned:
-        ours['rng_state'] = dict(type='e3va.RngStateHook')
-        if wrapper:
-            construct(wrapper)
+    if tuned and wrapper:
+        construct(wrapper)
     cfg.default_hooks = {**ours, **(cfg.get('default_hooks') or {})}
     keep_checkpoints_whole(cfg)
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):

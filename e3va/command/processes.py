@@ -25,6 +25,7 @@ def alone(cfg):
 def build_runner(cfg):
     """mmengine's runner, or the one that the config names by `runner_type`."""
     if 'runner_type' in cfg:
+        cfg.setdefault('env_cfg', dict(dist_cfg=dict(backend='nccl')))  # FlexibleRunner needs one
         return RUNNERS.build(cfg)
     if cfg.get('launcher', 'none') == 'none' or get_device() != 'cpu':
         return Runner.from_cfg(cfg)

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from rich.console import Console
 
+from ..files.whole import save_figure
 from ..methods import build_method
 from .measure import measure
 from .plot import MIB, clean
@@ -122,5 +123,5 @@ def plot(rows, path):
     panels[0].legend(frameon=False)
     head = rows[0]
     figure.suptitle(f'{head["config"]}, {head["dtype"]}, {head["device"]}', fontsize=11, x=0.01, ha='left')
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)
     plt.close(figure)

@@ -8,6 +8,8 @@ from matplotlib.transforms import Bbox
 matplotlib.use('Agg')                    # no display needed
 from matplotlib import pyplot as plt  # noqa: E402
 
+from ..files.whole import save_figure
+
 FORMATS = ('.png', '.pdf', '.svg')
 MIB = 2 ** 20
 # where a name may stand beside its point: the nearest place that is free, in points of print
@@ -38,7 +40,7 @@ def plot(rows, path):
     figure.set_layout_engine('none')
     for axes in panels:
         label(axes, [row['method'] for row in rows])
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)
     plt.close(figure)
 
 

@@ -1,6 +1,7 @@
 """The weights that a delta was trained on: looked for, loaded and compared by their hash."""
 import os
 import re
+import sys
 
 from mmengine.config import ConfigDict
 
@@ -40,18 +41,41 @@ def find_base(trunk, path, record, base=None):
         if fingerprint(frozen(trunk)) == record['sha256']:
             return
         tried.append(f'{source} ({role}): its values are others')
-    raise ValueError(f'the trunk that {path} was trained on was not found. Tried: {"; ".join(tried)}. Give its file: '
-                     'load_delta(model, path, base=FILE), or e3va://DELTA?base=FILE')
+    raise not_found(path, tried)
+
+
+def not_found(path, tried):
+    return ValueError(f'the trunk that {path} was trained on was not found. Tried: {"; ".join(tried)}. Give its file: '
+                      'load_delta(model, path, base=FILE), or e3va://DELTA?base=FILE')
 
 
 def at_hand(source):
     """The local file of a recorded base, or what an earlier download has left of its URL; ValueError if there is none.
     """
-    file = trusted.cached(source) if re.match('https?://', source) else source
-    local = re.fullmatch(r'(?:timm://[^?]+\?file=|e3va://)([^?]+)', source)    # schemes that read a file
-    if os.path.isfile(local[1] if local else file):
-        return file
+    if os.path.isfile(local_file(source)):
+        return trusted.cached(source) if re.match('https?://', source) else source
     raise ValueError('it is not at hand, and nothing that a delta names is fetched unasked: give it as the base')
+
+
+def local_file(source):
+    """Where the content of a source lies, or would lie after a download."""
+    scheme = re.fullmatch(r'(?:timm://[^?]+\?file=|e3va://)([^?]+)', source)    # schemes that read a file
+    return scheme[1] if scheme else trusted.cached(source) if re.match('https?://', source) else source
+
+
+def size_of(path, record, base=None):
+    """Bytes of the file of a delta's base; ValueError where the recorded one is not at hand.
+
+    A base that the user gives and that is fetched first has no size yet: the user's word stands for it.
+    """
+    if base is None and record['base'] is None:
+        raise not_found(path, ['the delta records no base'])
+    try:
+        return os.path.getsize(local_file(at_hand(record['base']) if base is None else base))
+    except (OSError, ValueError) as error:
+        if base is None:
+            raise not_found(path, [f'{record["base"]} (recorded): {error}']) from error
+        return sys.maxsize
 
 
 def load_base(trunk, source, prefix=''):

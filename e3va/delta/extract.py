@@ -49,6 +49,8 @@ def describe(model, base=None, dataset_meta=None):
 
 def describe_trunk(prefix, trunk):
     """Where a trunk is in its model, and how it is built and recognised."""
+    if trunk.tuning.described:
+        return dict(trunk.tuning.described)
     tensors = frozen(trunk)
     return dict(type=type(trunk).__name__, prefix=prefix, config=trunk.tuning.config, entries=len(tensors),
                 parameters=sum(value.numel() for value in tensors.values()), sha256=fingerprint(tensors))

@@ -7,6 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from ..files import foreign
 from ..files.whole import replacing
 from ..layers.quantised import BITS, pack, unpack
 
@@ -47,23 +48,26 @@ def read(path):
     if not os.path.isfile(path):
         raise ValueError(f'there is no delta file {path}')
     try:
+        with open(path, 'rb') as file:
+            length = int.from_bytes(file.read(8), 'little')
+        foreign.parse(foreign.read_text(path, 8, length))
         with safe_open(path, framework='pt') as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f'{path} is not a readable delta (truncated, damaged, or another format): {error}') from error
     if 'e3va' not in header:
         raise ValueError(f'{path} is a safetensors file, but no delta of e3va; save_delta or DeltaHook writes one')
     if fingerprint(tensors, header['e3va']) != header.get('sha256'):
         raise ValueError(f'{path} is damaged: its checksum does not fit its content; copy it again')
     try:
-        meta = check(json.loads(header['e3va']))
+        meta = check(foreign.parse(header['e3va']))
         for name, (bits, *shape) in meta['packed'].items():
             data = tensors.get(name)
             if data is None or data.dtype is not torch.uint8 or data.dim() != 1:
                 raise ValueError(f'{name} is recorded as packed, and is not')
             tensors[name], tensors[f'{name}_statistics'] = unpack(data, bits, shape)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f'{path} is no delta that this e3va can read: {error}') from error
     return tensors, meta
 
@@ -80,7 +84,7 @@ def check(meta):
         for name, kind in (('type', str), ('prefix', str), ('sha256', str), ('method', dict)):
             expect(name, expect('trunks', trunk, dict).get(name), kind)
         for name, kind in (('config', dict), ('base', str)):
-            expect(name, trunk.get(name), (kind, type(None)))
+            expect(name, trunk.setdefault(name), (kind, type(None)))
         expect('method.type', trunk['method'].get('type'), str)
     if not trunks:
         raise ValueError('it is of no trunk')

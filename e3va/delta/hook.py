@@ -7,6 +7,7 @@ from pathlib import Path
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 
+from ..files.whole import Unwritten
 from ..layers.quantised import quantised_entries
 from ..registry import HOOKS
 from . import file as delta_file
@@ -19,7 +20,8 @@ class DeltaHook(Hook):
 
     It holds what the checkpoint holds (under EMAHook the averaged weights), less the frozen trunk. Training is resumed
     from the checkpoint; the delta is for keeping, sharing and inference (`e3va://FILE`). It goes when e3va's
-    CheckpointHook removes its checkpoint.
+    CheckpointHook removes its checkpoint. Where it cannot be written the run goes on, and says so:
+    `publish_delta.py` makes one from the checkpoint.
 
     Args:
         base (str): file or URL of the trunk's weights to record. Default: the `load_from` with which the run began,
@@ -46,13 +48,17 @@ class DeltaHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         base = self.base or runner.message_hub.get_info('delta_base')
         path = path_of(runner, self.name)
-        delta_file.write(path, {name: checkpoint['state_dict'][name] for name in delta(model)},
-                         describe(model, base, checkpoint['meta'].get('dataset_meta')), quantised_entries(model))
+        try:
+            delta_file.write(path, {name: checkpoint['state_dict'][name] for name in delta(model)},
+                             describe(model, base, checkpoint['meta'].get('dataset_meta')), quantised_entries(model))
+        except Unwritten as error:
+            runner.logger.error(f'the run goes on without this delta: {error}')
+            return
         runner.logger.info(f'delta: {path}, {os.path.getsize(path) / 2 ** 20:.2f} MiB')
 
     @master_only
     def after_remove_checkpoint(self, runner, name):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):                              # as it may not be there, or not ours
             os.remove(path_of(runner, name))
 
 

@@ -8,6 +8,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from .. import loading
+from ..files import foreign
 from ..layers.quantised import quantised_entries
 from ..loading import shorten
 from ..methods import build_method
@@ -137,6 +138,7 @@ def differences(config, method):
 
 def recorded_method(config):
     """The method that a file records; ValueError where none is registered under its name, or its options are odd."""
+    foreign.check_options(config)
     try:
         return build_method(config)
     except TypeError as error:                                          # a value of another kind than an option takes

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
+from ..files import foreign
 from ..files.whole import write
 from ..layers import Emptied, served
 from ..loading import shorten
@@ -250,6 +251,8 @@ def scaling(config, name, rank):
     """PEFT's factor in front of B A on a layer."""
     patterns = config.get('alpha_pattern') or {}
     try:
+        for pattern in patterns:
+            foreign.check_pattern('alpha_pattern', pattern)
         alpha = next((patterns[key] for key in patterns if re.match(rf'(.*\.)?({key})$', name)),
                      config.get('lora_alpha'))
     except (TypeError, re.error) as error:
@@ -260,10 +263,9 @@ def scaling(config, name, rank):
 def read(folder):
     """(config, {name in the model: tensor}) of an adapter of PEFT; ValueError if it is not there or not of LoRA."""
     try:
-        with open(os.path.join(folder, CONFIG)) as file:
-            config = json.load(file)
+        config = foreign.parse(foreign.read_text(os.path.join(folder, CONFIG)))
         tensors = {name.removeprefix(ROOT): value for name, value in load_file(os.path.join(folder, TENSORS)).items()}
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f'{folder} is no adapter of PEFT ({CONFIG} and {TENSORS}): {error}') from error
     if not isinstance(config, dict):
         raise ValueError(f'{folder} is no adapter of PEFT: its {CONFIG} holds a {type(config).__name__}')

@@ -17,6 +17,10 @@ LOCK = '.e3va-lock'                                                     # in the
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+class Unwritten(ValueError):
+    """A file that could not be written; what was there before is as it was."""
+
+
 @contextlib.contextmanager
 def replacing(path):
     """An open binary file, which takes the place of `path` at the end of the block, when all of it is on the disk.
@@ -24,11 +28,11 @@ def replacing(path):
     After an error `path` is what it was; so it is after a kill, and what that leaves beside it the next call removes.
 
     Raises:
-        ValueError: `path` cannot be written (a full disk, no permission, a folder).
+        Unwritten: `path` cannot be written (a full disk, no permission, a folder).
     """
     path = Path(os.path.realpath(path))                                 # a link stays one
     if path.exists() and not path.is_file():
-        raise ValueError(f'{path} cannot be written: it is there and is no ordinary file; name another')
+        raise Unwritten(f'{path} cannot be written: it is there and is no ordinary file; name another')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_left(path.parent)
@@ -42,15 +46,21 @@ def replacing(path):
         cause = behind(error)
         if cause is None:
             raise
-        raise ValueError(f'{path} cannot be written: {cause.strerror or cause}; what was there before is as it was. '
-                         f'{"Make room" if cause.errno in FULL else "Look at the folder"}, or name another place'
-                         ) from error
+        raise Unwritten(f'{path} cannot be written: {cause.strerror or cause}; what was there before is as it was. '
+                        f'{"Make room" if cause.errno in FULL else "Look at the folder"}, or name another place'
+                        ) from error
 
 
 def write(path, content):
     """Have `content`, a text or bytes, in the file `path` whole, or leave that as it was; see `replacing`."""
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def save_figure(figure, path, **options):
+    """Write a figure of matplotlib in the format of its name; see `replacing`."""
+    with replacing(path) as file:
+        figure.savefig(file, format=Path(path).suffix[1:] or None, **options)
 
 
 @contextlib.contextmanager

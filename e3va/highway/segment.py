@@ -13,6 +13,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ..layers.recompute import FORMS, Surroundings, plain
+from ..trunks.gathered import gathered
 from .adapter import trained_of
 
 
@@ -69,22 +70,24 @@ class Segment:
         c = c.contiguous() if own else c.clone(memory_format=torch.contiguous_format)
         for block, pair in zip(self.blocks, self.pairs):
             onwards = None
-            for name in self.names(block):
-                f, l = self.read(name, block, l)
-                onwards = side.add(name, c, pair, f, onwards)
-                if whole:
-                    c += f
-                if keep:
-                    keep(f)
-                del f                                                   # before the next branch takes its memory
+            with gathered(block):
+                for name in self.names(block):
+                    f, l = self.read(name, block, l)
+                    onwards = side.add(name, c, pair, f, onwards)
+                    if whole:
+                        c += f
+                    if keep:
+                        keep(f)
+                    del f                                               # before the next branch takes its memory
         return c.add_(side.biases(self.pairs)), l
 
     def reread(self, l):
         """The branch outputs of each block, once more."""
         for block in self.blocks:
             inputs = {}
-            for name in self.names(block):
-                inputs[name], l = self.read(name, block, l)
+            with gathered(block):
+                for name in self.names(block):
+                    inputs[name], l = self.read(name, block, l)
             yield inputs
 
     def unpacked(self, kept, form, dtype):

@@ -176,7 +176,10 @@ class PearHook(Hook):
             by = row['served_by']
             log.info(f'Pear: {row["name"]} ({row["score"]:.3g}) is pruned, '
                      + (f'served by {by} ({scores[by]:.3g})' if by else 'served by none'))
-        runner.visualizer.add_image('pear', draw(rows), step=runner.iter)
+        try:
+            runner.visualizer.add_image('pear', draw(rows), step=runner.iter)
+        except OSError as error:
+            log.error(f'Pear: the run goes on without this picture, which cannot be written: {error}')
 
     # ---- checkpoints
 

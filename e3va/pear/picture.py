@@ -5,6 +5,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ..files.whole import save_figure
+
 # Hues that stay apart, for the units that serve several positions; what serves its own alone is grey.
 COLOURS = [matplotlib.colormaps['tab20'](i) for i in (*range(0, 20, 2), *range(1, 20, 2)) if i not in (14, 15)]
 OWN, NONE = '0.9', 'white'
@@ -58,4 +60,4 @@ def draw(rows):
 
 def save(rows, path):
     """Write the figure; the format is that of the name."""
-    figure_of(rows).savefig(path, dpi=150)
+    save_figure(figure_of(rows), path, dpi=150)

@@ -11,6 +11,8 @@ from ..files import whole as files
 from ..registry import HOOKS
 from .resume import check_optimizer
 
+BETWEEN = 'ckpt_between'                                                # its name in the message hub
+
 
 @HOOKS.register_module()
 class CheckpointHook(hooks.CheckpointHook):
@@ -23,6 +25,7 @@ class CheckpointHook(hooks.CheckpointHook):
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
+        self.saved_iter = None                                          # steps that the last regular one is of
         local = '://' not in str(self.out_dir or '')
         if local and self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend='e3va.whole')
@@ -61,17 +64,34 @@ class CheckpointHook(hooks.CheckpointHook):
                 self.file_backend.remove(self.filename_tmpl.format(self.keep_ckpt_ids.popleft()))
             self.keep_ckpt_ids.append(step)
             hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
-        name = self.filename_tmpl.format(step)
+        if hub.runtime_info.get(BETWEEN):                               # where the run was ended before
+            self.file_backend.remove(hub.get_info(BETWEEN))
+            hub.update_info(BETWEEN, '')
+        self.save_as(runner, self.filename_tmpl.format(step), meta=meta, by_epoch=self.by_epoch,
+                     save_optimizer=self.save_optimizer, save_param_scheduler=self.save_param_scheduler)
+        self.remove_outdated(runner)
+
+    def save_as(self, runner, name, **options):
+        """Write a checkpoint, and then its name into `last_checkpoint`."""
+        hub, options = runner.message_hub, {**self.args, **options}
+        self.saved_iter = runner.iter + (not options['by_epoch'])
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         hub.update_info('last_ckpt', self.last_ckpt)
         hub.update_info('outdated_ckpts', list(self.file_backend.outdated))
-        runner.save_checkpoint(
-            self.out_dir, name, self.file_client_args, save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler, meta=meta, by_epoch=self.by_epoch,
-            backend_args=self.backend_args, **self.args)
+        runner.save_checkpoint(self.out_dir, name, self.file_client_args, backend_args=self.backend_args, **options)
         if is_main_process():
             files.write(os.path.join(runner.work_dir, 'last_checkpoint'), self.last_ckpt)
-        self.remove_outdated(runner)
+
+    def save_here(self, runner):
+        """Save a run at the end of a step, between two regular checkpoints; the path of the file.
+
+        The next regular one outdates it. One of this very step, if there is one, is as good.
+        """
+        if self.saved_iter != runner.iter + 1 or not self.save_optimizer:
+            name = f'iter_{runner.iter + 1}.pth'
+            runner.message_hub.update_info(BETWEEN, name)
+            self.save_as(runner, name, by_epoch=False)
+        return self.last_ckpt
 
     def _save_best_checkpoint(self, runner, metrics):
         super()._save_best_checkpoint(runner, metrics)

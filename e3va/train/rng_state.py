@@ -1,9 +1,11 @@
 """Save and restore the random state, so that an interrupted run continues bit for bit."""
+import itertools
 import random
 
 import numpy as np
 import torch
 from mmengine.hooks import Hook
+from torch.utils.data import DataLoader
 
 from ..registry import HOOKS
 
@@ -15,41 +17,51 @@ class RngStateHook(Hook):
     mmengine saves none of them, and validation draws from the same generators between a save and the next training
     batch. So validation gets a state of its own to spend: what it draws is undone after it, in every run.
 
-    Exact where the checkpoint was saved at an epoch's end (epoch loop) or at any iteration (iteration loop), on the
-    CPU, with `num_workers=0`. Not covered: workers, which keep random states of their own; a checkpoint from the
-    middle of an epoch, which mmengine resumes at that epoch's start; `fast_forward_on_resume=True`, which skips no
-    data. With several processes the checkpoint holds the state of rank 0; every rank takes it, except under
-    `diff_rank_seed=True`, where the others start from their own seeds again.
+    A checkpoint from the middle of an epoch, which mmengine resumes at that epoch's start, goes on at the next batch of
+    the same order. Exact on the CPU, with `num_workers=0`. Not covered: workers, which keep random states of their own
+    (the samples and their order are the same); `fast_forward_on_resume=True`, which skips no data. With several
+    processes the checkpoint holds the state of rank 0; every rank takes it, except under `diff_rank_seed=True`, where
+    the others start from their own seeds again.
     """
     priority = 'HIGHEST'  # before any hook that draws at the same point
-    key = 'e3va_rng'
+    key, start_key = 'e3va_rng', 'e3va_rng_epoch'
 
     def __init__(self):
         self.resumed = None    # the checkpoint's state, until the first resumed batch is drawn
         self.training = None   # the training stream's state while validation runs
+        self.start = None      # the state at the epoch's start, by which a sampler may have drawn its order
+        self.skips = False     # whether the next epoch is one that was begun
 
     def before_save_checkpoint(self, runner, checkpoint):
         # the best checkpoint is saved inside validation
         checkpoint[self.key] = random_state() if self.training is None else self.training
+        if self.start is not None:
+            checkpoint[self.start_key] = self.start
 
     def after_load_checkpoint(self, runner, checkpoint):
         if not runner._resume:  # load_from: weights alone
             return
+        self.skips = True
         reseed(runner.train_dataloader, checkpoint['meta'].get('seed'))
         if self.key not in checkpoint:
             runner.logger.warning('the checkpoint holds no random state: the resumed run is not the interrupted one '
                                   'bit for bit')
-        elif runner.rank == 0 or not runner._randomness_cfg.get('diff_rank_seed'):
-            self.resumed = checkpoint[self.key]
+        elif runner.rank == 0 or not randomness(runner).get('diff_rank_seed'):
+            self.resumed, self.start = checkpoint[self.key], checkpoint.get(self.start_key)
 
     def before_train_epoch(self, runner):
-        if self.resumed is None:
-            return
-        loop, state, self.resumed = runner.train_loop, self.resumed, None
+        loop, state, skips, self.resumed, self.skips = runner.train_loop, self.resumed, self.skips, None, False
         if hasattr(loop, 'dataloader_iterator'):
-            loop.dataloader_iterator = ResumedIterator(loop, state)
-        else:
-            set_random_state(state)
+            if state is not None:
+                loop.dataloader_iterator = ResumedIterator(loop, state)
+            return
+        done = loop.iter - loop.epoch * len(loop.dataloader) if skips else 0
+        begun = 0 < done <= len(loop.dataloader)                        # else of other data, or of more processes
+        if state is not None:
+            set_random_state(self.start if begun and self.start is not None else state)
+        if begun:
+            loop.dataloader = Rest(loop, done, state)
+        self.start = random_state()
 
     def before_val(self, runner):
         self.training = random_state()
@@ -83,6 +95,53 @@ class ResumedIterator:
         set_random_state(self.state)
         self.loop.dataloader_iterator = self.iterator
         return next(self.iterator)
+
+
+class Rest:
+    """The loader of an epoch that goes on in its middle: the batches that are left, in the order that they had.
+
+    In all else it is the loop's own loader, which comes back at the end.
+    """
+
+    def __init__(self, loop, done, state):
+        self.loop, self.done, self.state, self.loader = loop, done, state, loop.dataloader
+
+    def __getattr__(self, name):
+        return getattr(self.loader, name)
+
+    def __len__(self):
+        return len(self.loader) - self.done
+
+    def __iter__(self):
+        try:
+            rest = skipped(self.loader, self.done)
+            if self.state is not None:
+                set_random_state(self.state)
+            yield from rest
+        finally:
+            self.loop.dataloader = self.loader
+
+
+def skipped(loader, done):
+    """An iterator of a loader behind its first batches, of which none is loaded; draws what the skipped ones drew."""
+    if loader.batch_sampler is None:                                    # a stream: only reading it says what is next
+        return itertools.islice(loader, done, None)
+    if not loader.num_workers:
+        iterator = iter(loader)
+        for _ in range(done):
+            iterator._next_index()
+        return iterator
+    torch.empty((), dtype=torch.int64).random_(generator=loader.generator)      # torch's loader draws a seed first
+    return iter(DataLoader(
+        loader.dataset, batch_sampler=list(loader.batch_sampler)[done:], num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn, pin_memory=loader.pin_memory, timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn, multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator, prefetch_factor=loader.prefetch_factor))
+
+
+def randomness(runner):
+    """The settings of the seed; FlexibleRunner's strategy has them."""
+    return runner._randomness_cfg if hasattr(runner, '_randomness_cfg') else runner.strategy.randomness
 
 
 def reseed(dataloader, seed):

@@ -6,6 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..surgery import rebind, unbind
 from . import recompute
+from .gathered import called
 
 OTHER_ENTRIES = ('forward_intermediates', 'get_intermediate_layers')        # timm's, beside forward
 
@@ -109,10 +110,7 @@ def walk(trunk, parts, image, through, give_out=None, merge=None):
     x, shape = parts.stem(trunk, image)
     for i, blocks in enumerate(parts.stages(trunk)):
         for j, block in enumerate(blocks):
-            if keeps_nothing(trunk, block) and torch.is_grad_enabled():
-                x = checkpoint(through, i, j, block, x, shape, use_reentrant=False)
-            else:
-                x = recompute.run(block, through, i, j, block, x, shape)
+            x = called(block, partial(one, trunk, through, i, j, block), x, shape)
             if (i, j) in taps:
                 emit((i, j))
             if len(outs) == len(taps):
@@ -123,6 +121,13 @@ def walk(trunk, parts, image, through, give_out=None, merge=None):
             emit((i, 'merged'))
         if len(outs) == len(taps):
             return parts.pack(trunk, outs)
+
+
+def one(trunk, through, i, j, block, x, shape):
+    """x behind a block, which may be run again in backward."""
+    if keeps_nothing(trunk, block) and torch.is_grad_enabled():
+        return checkpoint(through, i, j, block, x, shape, use_reentrant=False)
+    return recompute.run(block, through, i, j, block, x, shape)
 
 
 def keeps_nothing(trunk, block):

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -414,3 +415,42 @@ def test_two_processes(folder):
     assert len(losses) == 4 and all(0 < loss < float('inf') for loss in losses)
     assert any('mIoU' in row for row in rows(work_dir))
     assert (work_dir / 'iter_4.pth').exists()
+
+
+DYING = '''
+import os, signal, time
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class Die(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 1 and runner.rank == 1:
+            open('died', 'w').write(str(time.time()))
+            if os.environ['DEATH'] == 'SIGKILL':
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise RuntimeError('this rank dies')
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason='the processes would share GPUs')
+@pytest.mark.parametrize('runner', ['', 'runner_type=FlexibleRunner strategy.type=e3va.ShardStrategy'])
+@pytest.mark.parametrize('death, said', [
+    ('an error', 'RuntimeError: this rank dies'), ('SIGKILL', 'Signal 9 (SIGKILL)')])
+def test_a_rank_that_dies(folder, death, said, runner):
+    """It ends the others within a minute, and what it died of is shown."""
+    (folder / 'dying.py').write_text(DYING)
+    (folder / 'semantic_dying.py').write_text("_base_ = './semantic.py'\ncustom_imports = dict(imports=['dying'])\n"
+                                              "custom_hooks = [dict(type='Die')]\n")
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    ended = subprocess.run(
+        ['bash', ROOT / 'tools/dist_train.sh', 'semantic_dying.py', '2', '--method', 'e3va', '--work-dir', 'runs/dying',
+         '--cfg-options', 'train_cfg.max_iters=4', *runner.split()], capture_output=True, text=True,
+        env=dict(environment(), PORT=str(port), DEATH=death,
+                 PYTHONPATH=os.pathsep.join([str(ROOT), str(folder)])))
+    assert ended.returncode != 0 and said in ended.stderr
+    assert time.time() - float((folder / 'died').read_text()) < 60

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.runner import save_checkpoint
 
 from e3va.train.resume import newest_checkpoint
 from tests.running import Classifier, assert_equal, finished, runner_of, state_of
@@ -151,6 +152,59 @@ def test_a_full_disk(tmp_path, whole, monkeypatch):
     assert newest_checkpoint(folder) == str(folder / 'epoch_2.pth')
     assert (folder / 'epoch_1.pth').exists()                            # goes when all of the second is on the disk
     assert_equal(whole[1], state_of(finished(run_of(folder))))
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 1 MB, and what makes it read-only."""
+    place = tmp_path / 'disk'
+    place.mkdir()
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=1m', 'tmpfs', place], capture_output=True).returncode:
+        pytest.skip('only root may mount')
+    try:
+        yield place, lambda: subprocess.run(['mount', '-o', 'remount,ro', place], check=True)
+    finally:
+        subprocess.run(['umount', '-l', place], check=True)
+
+
+def test_a_small_disk(disk, scores, whole):
+    """What is there before it is full is whole; elsewhere the run goes on from it."""
+    folder = disk[0] / 'run'
+    size = (whole[0] / 'epoch_3.pth').stat().st_size                    # room for one, and for half of another
+    (disk[0] / 'others').write_bytes(bytes(2 ** 20 - size * 3 // 2))
+    with pytest.raises(ValueError, match=r'run/epoch_\d.pth cannot be written: No space left.*Make room'):
+        finished(run_of(folder, checkpoint=dict(type='e3va.CheckpointHook', interval=1, max_keep_ckpts=1)))
+    found = newest_checkpoint(folder)
+    assert found == (folder / 'last_checkpoint').read_text() == str(folder / 'epoch_1.pth')
+    assert not any(path.suffix == '.part' for path in folder.iterdir())
+    elsewhere = shutil.copytree(folder, disk[0].parent / 'elsewhere')
+    assert_equal(whole[1], state_of(finished(run_of(elsewhere))))
+
+
+def test_a_disk_that_is_read_only(disk):
+    folder = disk[0] / 'run'
+    save(folder / 'epoch_1.pth')
+    disk[1]()
+    for path in (folder / 'epoch_1.pth', folder / 'new' / 'epoch_1.pth'):
+        with pytest.raises(ValueError, match='epoch_1.pth cannot be written: Read-only file system; .*Look at the'):
+            save(path)
+    assert newest_checkpoint(folder) == str(folder / 'epoch_1.pth') and files_of(folder) == ['epoch_1.pth']
+
+
+def save(path):
+    """As the hook does, by its backend of mmengine's."""
+    save_checkpoint(dict(meta=dict(iter=2), state_dict={}, optimizer={}), str(path),
+                    backend_args=dict(backend='e3va.whole'))
+
+
+def test_a_delta_that_cannot_be_written(tmp_path, whole):
+    """The run says so, goes on, and ends with the same weights and all other files."""
+    folder = tmp_path / 'run'
+    (folder / 'delta_epoch_2.safetensors').mkdir(parents=True)
+    assert_equal(whole[1], state_of(finished(run_of(folder))))
+    assert files_of(folder) == files_of(whole[0])
+    log = next(folder.glob('*/*.log')).read_text()
+    assert 'the run goes on without this delta: ' in log and 'is there and is no ordinary file' in log
 
 
 def test_a_copy_leaves_the_original_alone(tmp_path, scores, whole):

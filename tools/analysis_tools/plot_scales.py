@@ -9,6 +9,7 @@ import re
 
 from e3va.command.line import plot_parser, plotting
 from e3va.cost.plot import FORMATS, clean, plt
+from e3va.files.whole import save_figure
 from e3va.train.saved_run import run_of
 
 BLOCK = r'(.*?\d+(?:\.(?:blocks\.)?\d+)?)\.(.*)'                       # and the layer in it
@@ -47,7 +48,7 @@ def plot(found, start, path):
     axes.set(xlabel='block', ylabel='learned scale s')
     axes.legend(frameon=False)
     clean(axes)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)
     plt.close(figure)
 
 

@@ -13,6 +13,7 @@ from matplotlib.colors import LogNorm
 
 from e3va.command.line import plot_parser, plotting
 from e3va.cost.plot import FORMATS, clean, plt
+from e3va.files.whole import save_figure
 from e3va.train.saved_run import read
 from e3va.trunks import FAMILIES, alternatives
 
@@ -104,7 +105,7 @@ def plot(found, path):
     axes.tick_params(length=0)
     axes.set_xlabel('block')
     figure.colorbar(picture, ax=axes, label='selected weights', pad=0.01)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)
     plt.close(figure)
 
 

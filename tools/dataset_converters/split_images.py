@@ -10,6 +10,8 @@ import argparse
 import random
 from pathlib import Path
 
+from e3va.files import whole as files
+
 
 def split(folder, parts, of=None, seed=0):
     """Write `NAME.txt` for each part; the same seed divides the same names alike.
@@ -36,7 +38,7 @@ def split(folder, parts, of=None, seed=0):
         raise ValueError(f'{source} has {len(names)} images, and the parts ask for {needed}')
     random.Random(seed).shuffle(names)
     for name, count in parts.items():
-        (folder / f'{name}.txt').write_text(''.join(f'{image}\n' for image in sorted(names[:count])))
+        files.write(folder / f'{name}.txt', ''.join(f'{image}\n' for image in sorted(names[:count])))
         names = names[count:]
 
 
