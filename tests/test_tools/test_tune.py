@@ -1,0 +1,252 @@
+"""tools/tune.py: what folders hold, what is chosen, a run of each task to its page; tools/predict.py on its delta."""
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from tests.conftest import tool
+
+TOOLS = Path(__file__).parents[2] / 'tools'
+tune, predict = tool('tune.py'), tool('predict.py')
+
+
+@pytest.fixture
+def found(monkeypatch):
+    """The module that reads folders."""
+    monkeypatch.syspath_prepend(str(TOOLS / 'tuning'))
+    import found
+    return found
+
+
+def picture(path, i, size=(80, 60)):
+    """A file of its own content for each number: a coloured square on another colour. Its box: x, y, width, height."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.full((size[1], size[0], 3), (40 + i % 50, 200 - i % 90, 90), np.uint8)
+    left, top = 4 + i % 20, 6 + i % 15
+    image[top:top + 24, left:left + 30] = (230, 30 + 90 * (i % 2), 20)
+    Image.fromarray(image).save(path)
+    return left, top, 30, 24
+
+
+# ---- the formats
+
+def as_coco(folder, count=20, outlines=True):
+    content = dict(images=[], annotations=[], categories=[dict(id=7, name='red'), dict(id=9, name='orange')])
+    for i in range(count):
+        x, y, w, h = picture(folder / f'pictures/{i}.png', i)
+        content['images'].append(dict(id=i, file_name=f'{i}.png', width=80, height=60))
+        entry = dict(id=i, image_id=i, category_id=(7, 9)[i % 2], bbox=[x, y, w, h], area=w * h, iscrowd=0)
+        if outlines:
+            entry['segmentation'] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        content['annotations'].append(entry)
+    (folder / 'boxes.json').write_text(json.dumps(content))
+
+
+XML = '''<annotation><filename>{name}</filename><object><name>{kind}</name><difficult>{difficult}</difficult>
+<bndbox><xmin>{left}</xmin><ymin>{top}</ymin><xmax>{right}</xmax><ymax>{bottom}</ymax></bndbox></object></annotation>'''
+
+
+def as_voc(folder, count=20):
+    (folder / 'Annotations').mkdir(parents=True)
+    for i in range(count):
+        x, y, w, h = picture(folder / f'JPEGImages/{i}.png', i)
+        (folder / f'Annotations/{i}.xml').write_text(XML.format(
+            name=f'{i}.png', kind=('red', 'orange')[i % 2], difficult=int(i == 3), left=x + 1, top=y + 1,
+            right=x + w + 1, bottom=y + h + 1))
+
+
+def as_yolo(folder, count=20, split='train/'):
+    for i in range(count):
+        x, y, w, h = picture(folder / f'{split}images/{i}.png', i)
+        label = folder / f'{split}labels/{i}.txt'
+        label.parent.mkdir(parents=True, exist_ok=True)
+        label.write_text(f'{i % 2} {(x + w / 2) / 80} {(y + h / 2) / 60} {w / 80} {h / 60}\n')
+    (folder / 'data.yaml').write_text('names: [red, orange]\n')
+
+
+def as_masks(folder, count=20, values=(0, 255)):
+    for i in range(count):
+        x, y, w, h = picture(folder / f'images/{i}.png', i)
+        mask = np.full((60, 80), values[0], np.uint8)
+        mask[y:y + h, x:x + w] = values[1 + i % (len(values) - 1)]
+        (folder / 'masks').mkdir(exist_ok=True)
+        Image.fromarray(mask).save(folder / f'masks/{i}.png')
+
+
+def as_folders(folder, count=20, split=''):
+    for i in range(count):
+        picture(folder / f'{split}{("red", "orange")[i % 2]}/{i}.png', i)
+
+
+@pytest.mark.parametrize('write, kind, classes', [
+    (as_coco, 'COCO', ['red', 'orange']), (as_voc, 'Pascal VOC', ['orange', 'red']),
+    (as_yolo, 'YOLO', ['red', 'orange'])])
+def test_boxes(tmp_path, found, write, kind, classes):
+    """The same pictures in three formats: the same boxes, in px from 0."""
+    write(tmp_path / 'data')
+    got = found.find(tmp_path / 'data')
+    assert (got.format, got.task, got.classes, got.wrong) == (kind, 'detection', classes, {})
+    assert len(got.items) == 20 and {item.size for item in got.items} == {(80, 60)}
+    for item in got.items:
+        i = int(item.image.stem)
+        box, = item.boxes
+        assert box['box'] == pytest.approx([4 + i % 20, 6 + i % 15, 30, 24], abs=1e-3)
+        assert classes[box['label']] == ('red', 'orange')[i % 2]
+        assert box['crowd'] == (write is as_voc and i == 3)
+
+
+def test_masks_and_classes(tmp_path, found):
+    as_masks(tmp_path / 'two')
+    got = found.find(tmp_path / 'two')
+    assert (got.task, got.values, len(got.classes), len(got.items)) == ('semantic', [0, 255], 2, 20)
+    as_masks(tmp_path / 'three', values=(0, 1, 2))
+    (tmp_path / 'three/classes.txt').write_text('ground\nred\norange\n')
+    got = found.find(tmp_path / 'three')
+    assert (got.values, got.classes) == ([0, 1, 2], ['ground', 'red', 'orange'])
+    as_folders(tmp_path / 'kinds')
+    got = found.find(tmp_path / 'kinds')
+    assert (got.task, got.classes) == ('classification', ['orange', 'red'])
+    assert all(item.image.parent.name == got.classes[item.label] for item in got.items)
+
+
+def test_splits_that_are_there(tmp_path, found):
+    for split, count in (('train/', 12), ('valid/', 5), ('test/', 3)):
+        as_yolo(tmp_path / 'yolo', count, split)
+        as_folders(tmp_path / 'kinds', count, split)
+    as_voc(tmp_path / 'voc')
+    lists = tmp_path / 'voc/ImageSets/Main'
+    lists.mkdir(parents=True)
+    (lists / 'train.txt').write_text('\n'.join(f'{i} 1' for i in range(12)))
+    (lists / 'val.txt').write_text('\n'.join(map(str, range(12, 17))))
+    for name, counts in (('yolo', [12, 5, 3]), ('kinds', [12, 5, 3]), ('voc', [12, 5, 0])):
+        got = found.find(tmp_path / name)
+        assert [len(got.split(split)) for split in ('train', 'val', 'test')] == counts and not got.made
+
+
+def test_splits_that_are_made(tmp_path, found):
+    """By content: a second look finds the same ones, and two files of one picture are in one split."""
+    as_folders(tmp_path / 'kinds', 60)
+    for i in range(60):
+        picture(tmp_path / f'kinds/red/again_{i}.png', i)
+    got = found.find(tmp_path / 'kinds')
+    assert got.made and all(len(got.split(split)) > 3 for split in ('train', 'val', 'test'))
+    splits = {}
+    for item in got.items:
+        splits.setdefault(item.image.read_bytes(), set()).add(item.split)
+    assert all(len(names) == 1 for names in splits.values())
+    again = {item.image: item.split for item in found.find(tmp_path / 'kinds').items}
+    assert again == {item.image: item.split for item in got.items}
+
+
+def test_broken_files_are_counted_and_left_out(tmp_path, found):
+    as_coco(tmp_path / 'data', 30)
+    pictures = tmp_path / 'data/pictures'
+    (pictures / '0.png').write_bytes((pictures / '0.png').read_bytes()[:60])
+    (pictures / '1.png').unlink()
+    content = json.loads((tmp_path / 'data/boxes.json').read_text())
+    content['annotations'][2]['bbox'] = [70, 50, 30, 30]                # leaves the image
+    content['annotations'][3]['bbox'] = [90, 10, 5, 5]                  # is outside
+    content['annotations'][4]['category_id'] = 100
+    content['annotations'][5]['bbox'] = [float('nan'), 1, 2, 3]
+    (tmp_path / 'data/boxes.json').write_text(json.dumps(content))
+    got = found.find(tmp_path / 'data')
+    assert {what: len(places) for what, places in got.wrong.items()} == {
+        'image not there': 1, 'box without a class or corners': 1, 'unreadable image': 1,
+        'box that left its image, clipped': 1, 'box without area inside its image': 2}
+    assert len(got.items) == 28
+    boxes = {int(item.image.stem): item.boxes for item in got.items}
+    assert boxes[2][0]['box'] == [70, 50, 10, 10] and boxes[3] == boxes[4] == boxes[5] == []
+
+
+@pytest.mark.parametrize('write, options, says', [
+    (None, ['gone'], 'there is no folder'), (lambda folder: folder.mkdir(), [], 'holds no image'),
+    (lambda folder: picture(folder / 'one.png', 0), [], 'holds 1 images and nothing that says what is on them'),
+    (as_voc, ['--task', 'semantic'], 'has nothing for semantic: it is Pascal VOC, for detection'),
+    (lambda folder: as_coco(folder, outlines=False), ['--task', 'instance'], 'it is COCO, for detection'),
+    (as_folders, ['--hours', '0'], '--hours takes a number above 0'), (as_folders, ['--trunk', 'vit'], 'go together')])
+def test_wrong_input_is_one_line(tmp_path, capsys, write, options, says):
+    data = tmp_path / 'data'
+    if write:
+        write(data)
+    with pytest.raises(SystemExit) as end:
+        tune.main([str(data), '--look', *[option for option in options if option != 'gone']])
+    assert end.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+# ---- from data to a page
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    """A checkpoint of timm's smallest plain ViT: 6 blocks of 64 channels, patches of 16 px."""
+    path = tmp_path_factory.mktemp('weights') / 'test_vit.pth'
+    torch.manual_seed(0)
+    torch.save(timm.create_model('test_vit', num_classes=0).state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize('write, task', [(as_yolo, 'detection'), (as_coco, 'instance'), (as_masks, 'semantic'),
+                                         (as_folders, 'classification')])
+@pytest.mark.filterwarnings('ignore')
+def test_a_run(tmp_path, monkeypatch, capsys, weights, write, task):
+    """Chosen, trained, scored; a page; a delta that predicts; a second start that trains nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('E3VA_CACHE', str(tmp_path / 'cache'))
+    write(Path('data'), *([20, ''] if write is as_yolo else []))
+    command = ['data', '--task', task, '--trunk', 'test_vit', '--weights', str(weights), '--epochs', '2',
+               '--size', '64', '--batch', '4', '--out', 'out']
+    tune.main(command)
+    out = capsys.readouterr().out
+    assert '64 px, 4 images a step, lora: ' in out and 'val: ' in out and 'use it: python tools/predict.py' in out
+    page = Path('out/page.html').read_text()
+    assert page.count('<img src="data:image/jpeg;base64,') >= 4 and '<svg' in page and 'a step takes' in page
+    assert 'src="http' not in page and Path('out/now_0.jpg').is_file()
+    config = Path('out/config.py').read_text()
+    assert "type='e3va.Tuned'" in config and 'python tools/train.py out/config.py' in config
+    steps = len(Path('out/log.txt').read_text())
+    tune.main(command)                                                  # all is there: scored again, not trained
+    assert 'goes on with out/config.py' in capsys.readouterr().out and 'Epoch(train)' not in Path(
+        'out/log.txt').read_text()[steps:]
+    image = next(Path('data').rglob('0.png'))
+    predict.main(['out/delta.safetensors', str(image), '--out', 'found'])
+    results = json.loads(Path('found/results.json').read_text())
+    assert list(results) == [str(image)] and results[str(image)]
+    assert list(Path('found').rglob('*.png')) + list(Path('found').rglob('*.jpg'))
+    with pytest.raises(SystemExit):                                     # other data in the folder of this run
+        write(Path('more'), *([24, ''] if write is as_yolo else [24]))
+        tune.main(['more', *command[1:]])
+    assert 'is of other data' in capsys.readouterr().err
+
+
+def test_predict_leaves_out_what_cannot_be_read(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        predict.main([str(tmp_path / 'gone.safetensors'), 'x.jpg'])
+    assert 'there is no file' in capsys.readouterr().err
+
+
+def test_the_ladder(tmp_path, found, monkeypatch):
+    """Less memory: first LoRA with its blocks run again, then the highway, then an error that says what to give."""
+    monkeypatch.syspath_prepend(str(TOOLS / 'demo'))
+    import choice
+    import task
+    as_yolo(tmp_path / 'data', 40, '')
+    got = found.find(tmp_path / 'data')
+    place = task.prepare_data(got, tmp_path / 'cache')
+    trunk = dict(task.describe('test_vit'), weights=tmp_path / 'none.pth')
+    given = tune.parse(['data', '--batch', '4'])
+    peaks = {}
+    for method in ('lora', 'lora:recompute=block', 'e3va:mode=stream'):
+        given.method = method
+        peaks[method] = choice.fit(got, place, trunk, 256, 2 ** 40, given)[2]
+    given.method = 'auto'
+    assert peaks['e3va:mode=stream'] < peaks['lora']
+    assert choice.fit(got, place, trunk, 256, peaks['lora'], given)[0] == 'lora'
+    assert choice.fit(got, place, trunk, 256, peaks['lora'] - 1, given)[0] != 'lora'
+    assert choice.fit(got, place, trunk, 256, min(peaks.values()) - 1, given) is None
+    for name in ('choice', 'task', 'found'):
+        sys.modules.pop(name, None)

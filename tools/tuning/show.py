@@ -1,0 +1,91 @@
+"""Predictions to look at: pictures by the libraries' own visualizers, and how good each image's are."""
+import numpy as np
+import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.hooks import Hook
+from PIL import Image, ImageOps
+
+SURE = 0.3                               # a box counts from this score on
+
+
+def predict(model, dataset, i):
+    """The data sample of one image, on the CPU, its truth in it."""
+    data = dataset[i]
+    collate = pseudo_collate
+    with torch.no_grad():
+        sample = model.test_step(collate([data]))[0].cpu()
+    for key, value in data['data_samples'].items():
+        if key.startswith('gt_') and key not in sample:
+            sample.set_field(value, key)
+    return sample
+
+
+def image_of(sample):
+    """(H, W, 3), RGB, turned as its EXIF says, as the model saw it."""
+    return np.asarray(ImageOps.exif_transpose(Image.open(sample.img_path)).convert('RGB'))
+
+
+def paint(visualizer, sample, file, classes):
+    """One picture: what was predicted, and beside it the truth where the library draws it."""
+    image = image_of(sample)
+    if hasattr(visualizer, 'visualize_cls'):
+        visualizer.visualize_cls(image, sample, classes=classes, out_file=str(file))
+    else:
+        options = dict(pred_score_thr=SURE) if hasattr(sample, 'pred_instances') else dict(with_labels=False)
+        visualizer.add_datasample('image', image, sample, draw_gt=hasattr(sample, 'gt_sem_seg'), out_file=str(file),
+                                  **options)
+
+
+def good(sample, truth):
+    """0 to 1: F1 of the boxes at an overlap of 0.5, mean IoU of an image's classes, or the true class's probability.
+
+    Args:
+        truth: of a detection set the dataset's `instances` of the image; else None.
+    """
+    if hasattr(sample, 'pred_instances'):
+        return f1(sample.pred_instances, [item for item in truth if not item.get('ignore_flag')])
+    if hasattr(sample, 'pred_sem_seg'):
+        want, got = sample.gt_sem_seg.data.numpy(), sample.pred_sem_seg.data.numpy()
+        seen = want != 255
+        values = [(both & seen).sum() / ((either & seen).sum() or 1) for label in np.unique(want[seen])
+                  for both, either in [((want == label) & (got == label), (want == label) | (got == label))]]
+        return float(np.mean(values)) if values else 1.
+    return float(sample.pred_score[int(sample.gt_label)])
+
+
+def f1(found, truth):
+    from mmdet.structures.bbox import bbox_overlaps
+    found = found[found.scores >= SURE]
+    found = found[found.scores.argsort(descending=True)]
+    if not len(truth) or not len(found):
+        return float(not len(truth) and not len(found))
+    overlaps = bbox_overlaps(found.bboxes, torch.tensor([item['bbox'] for item in truth], dtype=torch.float32))
+    labels = torch.tensor([item['bbox_label'] for item in truth])
+    overlaps[found.labels[:, None] != labels[None]] = 0
+    hits, taken = 0, set()
+    for row in overlaps:
+        best = max((j for j in range(len(truth)) if j not in taken), key=lambda j: row[j], default=None)
+        if best is not None and row[best] >= 0.5:
+            taken.add(best)
+            hits += 1
+    return 2 * hits / (len(found) + len(truth))
+
+
+def truth_of(dataset, i):
+    return dataset.get_data_info(i).get('instances')
+
+
+class Peek(Hook):
+    """After each validation: a few images with what the model says of them so far, for who watches."""
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, folder, classes, count=3):
+        self.folder, self.classes, self.count = folder, classes, count
+
+    def after_val_epoch(self, runner, metrics=None):
+        dataset = runner.val_dataloader.dataset
+        runner.model.eval()
+        for k in range(min(self.count, len(dataset))):
+            i = k * (len(dataset) - 1) // max(self.count - 1, 1)
+            paint(runner.visualizer, predict(runner.model, dataset, i), self.folder / f'now_{k}.jpg', self.classes)
