@@ -85,6 +85,14 @@ def init_weights(trunk):
         trunk.tuning.method.loaded(trunk, frozenset(trunk.state_dict()) - set(trunk.tuning.keys))
 
 
+def brought(trunk):
+    """Take a trunk that had its weights before it was tuned for one whose weights were loaded."""
+    added = sorted(set(trunk.state_dict()) - set(trunk.tuning.keys))
+    trunk.tuning.fresh = set()
+    trunk.tuning.loads.append(LoadReport(len(trunk.tuning.keys), [], [], 0, added))
+    trunk.tuning.method.loaded(trunk, frozenset(added))
+
+
 def before(trunk, state, prefix, metadata, *_):
     """Compare the state dict with the trunk; ValueError if frozen parameters would stay as they were drawn, or entries
     of a method would be lost.

@@ -20,6 +20,7 @@ from .registry import METHODS, MODELS
 from .surgery import near, rebind
 from .trunks import FAMILIES, family_of, head_entries
 from .trunks.channels import other_images
+from .trunks.mapped import build_mapped, wanted
 from .trunks.recompute import recompute_blocks
 from .trunks.sampled import sample_backward
 from .trunks.walk import let_stock_checkpoint
@@ -87,8 +88,11 @@ def Tuned(trunk: str, method: str | dict, also: Sequence[str] = (), recompute: s
     compat.patch_mmcv()
     config = dict(type=scoped(trunk), **options)
     check_out_indices(trunk, options)
-    module = ROOT.build(dict(config))
-    return tune(module, method, config=config, also=also, recompute=recompute, backward=backward)
+    module = build_mapped(config) if wanted() else ROOT.build(dict(config))
+    tune(module, method, config=config, also=also, recompute=recompute, backward=backward)
+    if wanted():
+        loading.brought(module)
+    return module
 
 
 def scoped(trunk):

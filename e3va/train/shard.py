@@ -14,7 +14,7 @@ import mmengine
 import torch
 from mmengine._strategy import DDPStrategy
 from mmengine.device import get_device
-from mmengine.dist import get_world_size, init_dist, is_distributed, is_main_process
+from mmengine.dist import broadcast, get_world_size, init_dist, is_distributed, is_main_process
 from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import save_checkpoint
 from torch import distributed
@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from ..delta.extract import describe_trunk
 from ..registry import STRATEGIES
 from ..surgery import rebind, unbind
+from ..trunks.mapped import mapping
 from ..trunks.recompute import rows
 from ..tuned import tuned_trunks
 
@@ -39,7 +40,20 @@ class ShardStrategy(DDPStrategy):
 
     Not for methods that change what trains in the middle of a run (DMLoRA, Pear), nor with EMAHook, whose copy of the
     model is whole.
+
+    Args:
+        mapped (bool): no process has the whole trunk in its own memory, nor on its GPU: its weights stay in the
+            `.safetensors` file of the backbone's `init_cfg`, where all processes of a machine read the same pages,
+            until each takes its part of them. Not for methods that run the trunk before the first step (GPS).
     """
+
+    def __init__(self, *, mapped=False, **options):
+        super().__init__(**options)
+        self.mapped = mapped
+
+    def build_model(self, model):
+        with mapping(self.mapped):
+            return super().build_model(model)
 
     def _setup_distributed(self, launcher='pytorch', backend='nccl', **options):
         if is_distributed():
@@ -49,8 +63,19 @@ class ShardStrategy(DDPStrategy):
         else:
             init_dist(launcher, backend, **options)
 
+    def _init_model_weights(self, model):
+        if not self.mapped:
+            return super()._init_model_weights(model)
+        if hasattr(model, 'init_weights'):
+            model.init_weights()
+        kept = {one.data_ptr() for one in frozen(model)}
+        for value in model.state_dict().values():
+            if value.data_ptr() not in kept:                            # to write them would copy them
+                broadcast(value)
+        return model
+
     def _wrap_model(self, model):
-        model = model.to(get_device())
+        move(model, get_device(), kept=frozen(model) if self.mapped else ())
         model = revert_sync_batchnorm(model) if get_device() == 'cpu' else self.convert_model(model)
         if get_world_size() > 1:
             rebind(model, 'train_step', first_step)
@@ -79,6 +104,28 @@ class ShardStrategy(DDPStrategy):
         save_checkpoint(found, filename, backend_args=None if '://' in filename else dict(backend='e3va.whole'))
 
 
+def frozen(model):
+    """The frozen parameters of a model's tuned trunks; ValueError for a method that runs those before they spread."""
+    for _, trunk in tuned_trunks(model):
+        if trunk.tuning.method.hook:
+            raise ValueError(f'mapped=True of ShardStrategy is not for {type(trunk.tuning.method).__name__}, which '
+                             'needs the whole trunk before its first step: leave it out')
+    return [parameter for _, trunk in tuned_trunks(model) for parameter in trunk.parameters()
+            if not parameter.requires_grad]
+
+
+def move(model, device, kept=()):
+    """As `model.to(device)`, but some parameters stay where they are."""
+    kept = {id(one) for one in kept}
+    model._apply(lambda one: one if id(one) in kept else one.to(device))
+
+
+def blocks(trunk):
+    """All blocks of a tuned trunk; of one of no known family the rows of its like."""
+    parts = trunk.tuning.parts
+    return [block for stage in parts.stages(trunk) for block in stage] if parts else rows(trunk)
+
+
 def first_step(model, *args, **options):
     """In the place of a model's `train_step`, once."""
     unbind(model, 'train_step')
@@ -92,8 +139,7 @@ def shard(model):
     whole = {parameter for parameter in model.parameters() if parameter.requires_grad or not parameter.dim()}
     for prefix, trunk in tuned_trunks(model):
         trunk.tuning.described = describe_trunk(prefix, trunk)          # its hash, for deltas: it changes no more
-        parts = trunk.tuning.parts
-        for block in [block for stage in parts.stages(trunk) for block in stage] if parts else rows(trunk):
+        for block in blocks(trunk):
             fully_shard(block, mesh=mesh, ignored_params=whole)
     fully_shard(model, mesh=mesh, ignored_params=whole)
 

@@ -2,17 +2,23 @@
 import re
 import shutil
 from functools import partial
+from pathlib import Path
 
 import pytest
+import timm
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
+from mmengine.model import BaseDataPreprocessor, BaseModel
+from mmengine.registry import MODELS
 from mmengine.runner import FlexibleRunner, Runner
+from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
 import e3va
 from e3va.delta import file as delta_file
 from e3va.train.resume import newest_checkpoint
+from e3va.train.shard import frozen, move
 from tests.conftest import build, in_two_processes
 from tests.running import Classifier, runner_of, without_batch_norm
 
@@ -168,3 +174,94 @@ def test_how_often_a_block_is_gathered(folder, trunk, name):
     times = 1 if name in ('e3va_exact', 'e3va_bf16', 'e3va_int8') else 2
     least = times * held['blocks'] + held['rest']
     assert least <= held['gathered'] < 1.05 * least
+
+
+# ---- a trunk that stays in its file --------------------------------------------------------------------------------
+
+WIDE = dict(name='vit_tiny_patch16_224', embed_dim=512, depth=8, num_heads=4)           # 97 MiB
+IN_FILE = 'e3va_exact', 'lora_recompute'
+
+
+@MODELS.register_module()
+class FromConfig(BaseModel):
+    """Its trunk is built when the strategy builds the model."""
+
+    def __init__(self, method, file):
+        super().__init__(BaseDataPreprocessor())
+        self.backbone = MODELS.build(dict(type='e3va.Tuned', trunk='e3va.TimmTrunk', method=method, **WIDE,
+                                          init_cfg=dict(type='Pretrained', checkpoint=str(file))))
+        torch.manual_seed(1)                                            # a mapped trunk has drawn less
+        for parameter in self.backbone.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.05)
+        self.head = torch.nn.Linear(512, 3)
+
+    def forward(self, inputs, labels, mode='tensor'):
+        out = self.head(self.backbone(inputs)[-1].flatten(2).mean(2))
+        return dict(loss=torch.nn.functional.cross_entropy(out, labels)) if mode == 'loss' else list(out)
+
+
+class Pages(Hook):
+    """When a process has its model: bytes of frozen weights that are pages of a file, and of those the written ones."""
+
+    def before_train(self, runner):
+        found = re.findall(r'^(\w+)-(\w+) \S+ \S+ \S+ \S+ +\S+trunk\.safetensors$(.*?)^VmFlags', Path(
+            '/proc/self/smaps').read_text(), re.DOTALL | re.MULTILINE)
+        places = [(int(start, 16), int(end, 16)) for start, end, _ in found]
+        self.written = sum(1024 * int(re.search(r'Private_Dirty: +(\d+)', text)[1]) for *_, text in found)
+        self.mapped = sum(one.nbytes for one in runner.model.parameters() if not one.requires_grad
+                          and any(start <= one.data_ptr() < end for start, end in places))
+
+
+def wide_run(folder, name, watch, **options):
+    model = dict(type='FromConfig', method=METHODS[name], file=folder.parent / 'trunk.safetensors')
+    return runner_of(folder, lambda: model, dict(delta=dict(type='e3va.DeltaHook')), watch, epochs=1, schedule=False,
+                     wrapper=dict(optimizer=dict(type='SGD', lr=0.1)), **options)
+
+
+def from_one_file(rank, folder):
+    for name in IN_FILE:
+        watch = Pages()
+        wide_run(folder / name, name, watch, batch=2, kind=partial(
+            FlexibleRunner, launcher='pytorch', strategy=dict(type='e3va.ShardStrategy', mapped=True))).train()
+        torch.save((watch.mapped, watch.written), folder / f'{name}-{rank}.pth')
+
+
+@pytest.fixture(scope='module')
+def wide(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('wide')
+    trunk = timm.create_model(WIDE['name'], num_classes=0, embed_dim=512, depth=8, num_heads=4)
+    save_file(trunk.state_dict(), folder / 'trunk.safetensors')
+    return in_two_processes(from_one_file, folder)
+
+
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='Linux says which memory is pages of a file')
+@pytest.mark.parametrize('name', IN_FILE)
+def test_mapped(wide, tmp_path, name):
+    """No process has the trunk for itself; the run is that of one process that has."""
+    size = (wide / 'trunk.safetensors').stat().st_size
+    (tmp_path / 'trunk.safetensors').symlink_to(wide / 'trunk.safetensors')
+    watch = Pages()
+    alone = wide_run(tmp_path / 'one', name, watch, batch=4, kind=FlexibleRunner)
+    alone.train()
+    for rank in range(2):
+        mapped, written = torch.load(wide / f'{name}-{rank}.pth')
+        assert mapped > 0.99 * size and written < 0.01 * size
+    assert watch.mapped == 0
+    whole = torch.load(wide / name / 'epoch_1.pth', weights_only=False)['state_dict']
+    assert not far(whole, alone.model.state_dict())
+    stock = load_file(wide / 'trunk.safetensors')
+    assert all(torch.equal(whole[f'backbone.{key}'], value) for key, value in stock.items()
+               if f'backbone.{key}' in whole)
+
+
+def test_moved_but_for_the_trunk():
+    """As to a GPU, where the trunk goes a block at a time: the strategy leaves what is frozen where it is."""
+    model = build('vit_mmpretrain', RECOMPUTE)
+    move(model, 'meta', kept=frozen(model))
+    assert all(one.is_meta == one.requires_grad for one in model.parameters())
+
+
+def test_not_for_gps():
+    with pytest.raises(ValueError, match='mapped=True of ShardStrategy is not for GPS'):
+        frozen(build('vit_mmpretrain', METHODS['gps']))
