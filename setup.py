@@ -95,6 +95,8 @@ setup(
             'timm>=1.0.31,<1.1',
         ],
         'sam': ['segment-anything>=1.0,<2'],                 # the prompt encoder and mask decoder of e3va.SAMSegmentor
+        'report': ['plotly>=7,<8'],                          # tools/analysis_tools/report.py
+        'docs': ['mkdocs-material>=9,<10', 'mkdocstrings-python>=2,<3', 'nbclient>=0.11,<1', 'ipykernel>=7,<8'],
         'tests': ['pytest>=9,<10', 'pytest-timeout>=2.4,<3', 'pytest-xdist>=3.8,<4', 'onnx>=1.23,<2',
                   'torchao>=0.18,<0.19'],
     },

@@ -73,7 +73,7 @@ step() {
             "(details: $log)"
         mkdir -p "$venv" && touch "$steps" || stop "$venv cannot be written"
     fi
-    echo "[$number/8] $message"
+    echo "[$number/9] $message"
     sed -i "$number,\$d" "$steps"
     "$@" >"$log" 2>&1 || explain "$message"
     echo "$*" >>"$steps"
@@ -143,7 +143,7 @@ install_e3va() {
 
 check_imports() {
     (cd / && "$python" -c 'import timm, e3va') || return
-    (cd / && "$python" -c 'import e3va, mmcv.ops, mmdet.apis, mmseg.apis, mmpretrain, timm, segment_anything, onnx, pytest' &&
+    (cd / && "$python" -c 'import e3va, mmcv.ops, mmdet.apis, mmseg.apis, mmpretrain, timm, segment_anything, onnx, pytest, plotly' &&
         "$python" -c 'import e3va, sys; sys.path.append(sys.argv[1]); import peft' "$venv/peft")
 }
 
@@ -166,6 +166,8 @@ step 'install mmdetection, mmsegmentation, mmpretrain, timm and test tools (1 mi
 # it at every start, and mmpretrain does without its multi-modal models.
 step 'install HF PEFT into a folder of its own, .venv/peft, for tests (10 s)' \
     pip_install --no-deps --upgrade --target "$venv/peft" peft transformers accelerate tokenizers
+step "install what report, site and notebook are made with: plotly, mkdocs, Jupyter's kernel (15 s)" \
+    pip_install plotly mkdocs-material mkdocstrings-python nbclient ipykernel
 step 'install e3va (10 s)' install_e3va "$root"
 step 'check that everything imports (20 s)' check_imports
 echo "$venv is ready"

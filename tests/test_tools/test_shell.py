@@ -83,7 +83,7 @@ def pip_calls(root):
 def test_set_up_runs_every_step_once(clone):
     first = start(clone)
     assert first.returncode == 0, first.stderr
-    assert re.findall(r'^\[(\d)/8\]', first.stdout, re.M) == list('12345678')
+    assert re.findall(r'^\[(\d)/9\]', first.stdout, re.M) == list('123456789')
     calls = pip_calls(clone)
     assert all(f'--constraint {clone}/tools/constraints.txt' in call for call in calls)
     assert 'torch==2.13.0+cpu' in calls[0]
@@ -121,7 +121,7 @@ def test_a_failing_step_is_named_and_the_next_start_goes_on_there(clone, said, m
     assert f'{clone}/.venv/setup.log' in done.stderr and said in (clone / '.venv' / 'setup.log').read_text()
     pip_calls(clone)
     again = start(clone)
-    assert again.returncode == 0 and re.findall(r'^\[(\d)/8\]', again.stdout, re.M) == list('345678')
+    assert again.returncode == 0 and re.findall(r'^\[(\d)/9\]', again.stdout, re.M) == list('3456789')
 
 
 @pytest.mark.parametrize('kill', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -147,7 +147,7 @@ def test_an_interrupted_set_up_goes_on(clone, kill):
             (packages / f'{name}.dist-info' / file).touch()
     pip_calls(clone)
     again = start(clone)
-    assert again.returncode == 0 and re.findall(r'^\[(\d)/8\]', again.stdout, re.M) == list('45678')
+    assert again.returncode == 0 and re.findall(r'^\[(\d)/9\]', again.stdout, re.M) == list('456789')
     assert [path.name for path in packages.iterdir()] == ['whole.dist-info']
 
 
@@ -156,7 +156,7 @@ def test_two_starts_wait_for_each_other(clone):
     running = [subprocess.Popen(command, env=environment(clone), stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate(timeout=60)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
-    assert sum('[1/8]' in output for output in outputs) == 1
+    assert sum('[1/9]' in output for output in outputs) == 1
     assert sum('opencv-python' in call for call in pip_calls(clone)) == 1
 
 
@@ -164,7 +164,7 @@ def test_changed_versions_and_a_moved_clone_are_noticed(clone):
     start(clone)
     with open(clone / 'tools' / 'constraints.txt', 'a') as file:
         file.write('# changed\n')
-    assert '[1/8]' in start(clone).stdout
+    assert '[1/9]' in start(clone).stdout
     moved = clone.rename(clone.with_name('moved'))
     pip_calls(moved)
     assert start(moved).returncode == 0 and pip_calls(moved)[-1].endswith(f'--editable {moved}')
@@ -204,7 +204,7 @@ def test_a_failed_build_of_mmcv_is_an_error(clone):
 
 def test_quickstart_and_run_tests_set_up_and_pass_arguments_and_exit_code_on(clone):
     demo = start(clone, 'quickstart.sh', '--data', 'a folder')
-    assert demo.returncode == 7 and demo.stdout.endswith('demo: --data a folder\n') and '[8/8]' in demo.stdout
+    assert demo.returncode == 7 and demo.stdout.endswith('demo: --data a folder\n') and '[9/9]' in demo.stdout
     tests = start(clone, 'run_tests.sh', '-k', 'one')
     assert tests.returncode == 5 and tests.stdout.endswith(' --dist loadfile -k one\n')
     (clone / '.venv' / 'steps').unlink()
