@@ -82,6 +82,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.10',
     packages=find_packages(include=['e3va', 'e3va.*']),
+    entry_points=dict(console_scripts=['e3va = e3va.command.main:main']),
     # Only what both families of OpenMMLab packages leave open, and without bounds: nothing installed is replaced.
     install_requires=['rich', 'safetensors'],
     extras_require={

@@ -102,9 +102,9 @@ def test_installed_wheel_serves_configs_and_tools_from_anywhere(wheel, tmp_path)
     (tmp_path / 'child.py').write_text("_base_ = 'e3va::methods/e3va.py'\n")
     where, method = run(sys.executable, '-c', code, cwd=tmp_path, PYTHONPATH=str(site)).splitlines()
     assert Path(where) == site / 'e3va' / '__init__.py' and method == 'E3VA'
-    usage = run(sys.executable, site / 'e3va' / '.mim' / 'tools' / 'train.py', '--help', cwd=tmp_path,
-                PYTHONPATH=str(site))
-    assert '--method' in usage
+    command = [sys.executable, site / 'bin' / 'e3va']                   # whose own first line may name another Python
+    assert '--method' in run(*command, 'train', '--help', cwd=tmp_path, PYTHONPATH=str(site))
+    assert 'e3va COMMAND' in run(*command, cwd=tmp_path, PYTHONPATH=str(site))
 
 
 def test_no_two_configs_share_a_file_name():
