@@ -57,7 +57,7 @@ class Report(dict):
             table.add_row(title, f'{count:,}', '' if size is None else f'{size / 2 ** 20:.2f}',
                           f'{100 * count / total:.2f} %' if total and size is not None else '')
         table.add_row('delta (payload)', '', f'{self["delta_bytes"] / 2 ** 20:.2f}', '')
-        console = Console(width=100)
+        console = Console(width=100, force_jupyter=False)               # a notebook prints the text, too
         with console.capture() as captured:
             console.print(table)
         return captured.get().rstrip()

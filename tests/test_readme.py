@@ -1,5 +1,10 @@
-"""The README's own method, as a newcomer would write it down, and what CONTRIBUTING.md says of methods and rooms."""
+"""What README.md, CONTRIBUTING.md and docs/ say: their method, commands, code and links; and the site of them."""
+import argparse
+import ast
+import os
 import re
+import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +18,14 @@ from e3va.registry import METHODS
 from tests.conftest import distance, image, pair
 
 ROOT = Path(__file__).parents[1]
+PAGES = ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md',
+         *(f'docs/{path.name}' for path in sorted((ROOT / 'docs').glob('*.md')))]
 
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
-    """The README's files `gain.py` and `gain_method.py` in a folder of their own."""
-    text = (ROOT / 'README.md').read_text()
+    """The files `gain.py` and `gain_method.py` of docs/add_a_method.md in a folder of their own."""
+    text = (ROOT / 'docs/add_a_method.md').read_text()
     for name, code in re.findall(r'```python\n# (gain\w*\.py)(.*?)```', text, re.S):
         (tmp_path / name).write_text(f'#{code}')
     assert len(list(tmp_path.iterdir())) == 2
@@ -131,12 +138,110 @@ def test_the_way_of_a_run_names_what_is_there():
             assert re.search(rf'^(def|class) {name}\b|^{name} = ', text, re.M), f'{file} has no {name}'
 
 
-@pytest.mark.parametrize('name', ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md'])
+# ---- all pages
+
+@pytest.mark.parametrize('name', PAGES)
 def test_links_lead_somewhere(name):
-    text = (ROOT / name).read_text()
+    text = re.sub(r'```.*?```', '', (ROOT / name).read_text(), flags=re.S)
     for path, anchor in re.findall(r'\]\((?!https?:)([^)#\s]*)(?:#([^)]*))?\)', text):
-        target = ROOT / (path or name)
+        target = (ROOT / name).parent / path if path else ROOT / name
         assert target.exists(), path
         if anchor and target.is_file():
             headings = re.findall(r'^#+ (.*)$', target.read_text(), re.M)
             assert anchor in [re.sub(r'[^\w -]', '', heading).lower().replace(' ', '-') for heading in headings], anchor
+
+
+class Parsed(BaseException):
+    """A tool has taken its arguments."""
+
+
+# What is no tool of the project, and the tools that are no program of Python: their files have to be there.
+OTHERS = re.compile(r'source \.venv/bin/activate|pip (install|wheel) .*|ruff check \.|docker build .*|'
+                    r'(\.venv/bin/)?python -m mkdocs (build|serve).*|pre-commit install|sbatch .*|'
+                    r'python tools/demo/prepare\.py')
+
+
+def commands():
+    """(page, command) of the shell blocks of all pages, each command once."""
+    found = {}
+    for name in PAGES:
+        for block in re.findall(r'```shell\n(.*?)```', (ROOT / name).read_text(), re.S):
+            for line in block.replace('\\\n', ' ').splitlines():
+                for command in re.split(r' && |;', re.sub(r'\s+#.*|^#.*', '', line)):
+                    if command.strip():
+                        found.setdefault(command.strip(), name)
+    return [(name, command) for command, name in found.items()]
+
+
+@pytest.mark.parametrize('page, command', commands(), ids=[command for _, command in commands()])
+def test_a_command_is_taken(page, command, monkeypatch, capsys):
+    """The tool is there and takes these arguments; what it then does, its own test runs on small data."""
+    if OTHERS.fullmatch(command):
+        return
+    words = shlex.split(command)
+    while re.fullmatch(r'\w+=.*', words[0]):                            # set for this command
+        words.pop(0)
+    if words[0] == 'bash':
+        assert (ROOT / words[1]).is_file() and words[1].endswith('.sh'), f'{page}: there is no {words[1]}'
+        if 'dist_' not in words[1]:
+            return
+        words = ['python', words[1].replace('dist_', '').replace('.sh', '.py'), *(
+            word for word in words[2:] if not word.isdigit())]          # that many processes
+    if words[0] == 'e3va' or words[:3] == ['python', '-m', 'e3va']:
+        from e3va.command.main import TOOLS
+        words = words[words.index('e3va') + 1:]
+        if words == ['doctor']:
+            return
+        words = ['python', f'tools/{TOOLS[words[0]][0]}', *words[1:]]
+    assert words[0] == 'python' and (ROOT / words[1]).is_file() and 'parse' in (ROOT / words[1]).read_text(), (
+        f'{page}: {command}: what is this? see OTHERS')
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(self, *args, **kwargs):
+        parse(self, *args, **kwargs)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', stop)
+    monkeypatch.setattr(sys, 'argv', [str(ROOT / words[1]), *words[2:]])
+    monkeypatch.setattr(sys, 'path', [str((ROOT / words[1]).parent), *sys.path])
+    before = set(sys.modules)
+    try:
+        runpy.run_path(str(ROOT / words[1]), run_name='__main__')
+    except Parsed:
+        return
+    except SystemExit:
+        pytest.fail(f'{page}: {command}: {capsys.readouterr().err}')
+    finally:                                                            # two folders of tools hold a `page`
+        for name in set(sys.modules) - before:
+            if Path(getattr(sys.modules[name], '__file__', None) or '/').is_relative_to(ROOT / 'tools'):
+                del sys.modules[name]
+    pytest.fail(f'{page}: {command}: takes no arguments')
+
+
+@pytest.mark.parametrize('name', PAGES)
+def test_code_names_what_is_there(name):
+    """Blocks of Python parse, and what they take from e3va is in it."""
+    for block in re.findall(r'```python\n(.*?)```', (ROOT / name).read_text(), re.S):
+        if block.startswith('    def'):                                 # of a class
+            continue
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.partition('.')[0] == 'e3va':
+                module = __import__(node.module, fromlist=['_'])
+                assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == 'e3va':
+                assert hasattr(e3va, node.attr), ast.unparse(node)
+
+
+def test_the_site_has_no_warning(tmp_path):
+    """Every link and every name of the API; it fetches nothing, and its pages do not either."""
+    pytest.importorskip('mkdocs')
+    pytest.importorskip('mkdocstrings_handlers.python')
+    pytest.importorskip('material')
+    done = subprocess.run(
+        [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--quiet', '--site-dir', tmp_path / 'site'], cwd=ROOT,
+        env=dict(os.environ, NO_MKDOCS_2_WARNING='1'), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    fetched = r'<(?:script|img|iframe)[^>]* src="?https?:|<link[^>]*stylesheet[^>]*https?:'
+    for page in (tmp_path / 'site').rglob('*.html'):
+        assert not re.findall(fetched, page.read_text()), page
+    assert 'id="e3va.tuned.tune"' in (tmp_path / 'site/api/index.html').read_text()
