@@ -26,9 +26,11 @@ def install():
     """
     missing = [name for name in ('torch', 'mmengine') if find_spec(name) is None]
     if missing:
-        raise ImportError(f'e3va needs {" and ".join(missing)}: install torch first, then OpenMMLab\'s packages '
-                          "(upstream's, or in a clone of e3va the tested forks: "
-                          "pip install --no-build-isolation '.[onedl]')")
+        message = (f'e3va needs {" and ".join(missing)}: install torch first, then OpenMMLab\'s packages '
+                   "(upstream's, or in a clone of e3va the tested forks: pip install --no-build-isolation '.[onedl]')")
+        if Path(sys.argv[0]).name == 'e3va' or sys.orig_argv[1:3] == ['-m', 'e3va']:
+            sys.exit(message)                                           # the command: no traceback
+        raise ImportError(message)
     for problem in problems():
         logging.getLogger(__name__).warning('e3va: %s', problem)
     name_base_packages()

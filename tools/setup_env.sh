@@ -27,13 +27,16 @@ is_python_311() {
 }
 
 find_python() {
-    local candidate names=(python3.11 python3 python)
+    local candidate names=(python3.11 python3 python) found=''
     [ -z "${PYTHON:-}" ] || names=("$PYTHON")
     for candidate in "${names[@]}"; do
-        base=$(command -v "$candidate") && is_python_311 "$base" && return
+        base=$(command -v "$candidate") || continue
+        is_python_311 "$base" && return
+        found+=" $("$base" -c 'import platform; print(platform.python_version())' 2>/dev/null)"
     done
-    stop "Python 3.11 is needed, and none of these is one: ${names[*]};" \
-        'install it (apt install python3.11-venv python3.11-dev) or name it with PYTHON=/path/to/python3.11'
+    stop "Python 3.11 is needed, and none of these is one: ${names[*]} (found:${found:- none});" \
+        'install it (apt install python3.11-venv python3.11-dev; where apt has none, uv python install 3.11 or' \
+        'conda create -n e3va python=3.11) or name it with PYTHON=/path/to/python3.11'
 }
 
 free_gb() {

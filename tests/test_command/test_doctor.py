@@ -1,9 +1,13 @@
 """`e3va doctor`: all works here; what does not is one line with what to do."""
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from e3va import compat
 from e3va.command import doctor
+from tests.conftest import ROOT
 
 
 def test_what_is_here(capsys):
@@ -34,3 +38,13 @@ def test_what_is_broken_is_named_with_what_to_do(capsys, monkeypatch):
 def test_arguments(capsys, argument, code):
     assert doctor.main([argument]) == code
     assert 'usage: e3va doctor' in ''.join(capsys.readouterr())
+
+
+def test_without_torch_it_is_one_line():
+    """As behind a bare `pip install` of the wheel: what to install, and no traceback."""
+    code = ('import sys, importlib.util as u; find = u.find_spec; '
+            'u.find_spec = lambda name, *more: None if name == "torch" else find(name, *more); '
+            'sys.argv[:] = ["/usr/bin/e3va", "doctor"]; import e3va')
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count('\n') == 1
+    assert 'e3va needs torch: install torch first' in done.stderr

@@ -15,6 +15,7 @@ TOOLS = Path(__file__).parents[2] / 'tools'
 PYTHON = r'''#!/bin/bash
 case "$*" in
 *version_info*) [ "$LACKS" != version ] ;;
+*python_version*) echo 3.12.1 ;;
 *'import ensurepip'*) [ "$LACKS" != venv ] ;;
 *sysconfig*) [ "$LACKS" = headers ] && echo /nowhere || echo "$STAND_INS" ;;
 '-m venv '*) mkdir -p "$3/bin" && cp "$STAND_INS/python3.11" "$3/bin/python" ;;
@@ -99,6 +100,7 @@ def test_set_up_runs_every_step_once(clone):
 @pytest.mark.parametrize('steering, message', [
     (dict(LACKS='version'), 'Python 3.11 is needed'),
     (dict(LACKS='version', PYTHON='python3.10'), 'none of these is one: python3.10'),
+    (dict(LACKS='version', PYTHON='python3'), 'python3 (found: 3.12.1); install it'),
     (dict(LACKS='venv'), 'has no venv module'),
     (dict(LACKS='compiler'), 'a C++17 compiler is needed, and c++ is none'),
     (dict(LACKS='headers'), '/nowhere/Python.h'),
@@ -234,3 +236,8 @@ def test_launchers(tmp_path, script, arguments, expected):
     assert done.stdout == before.replace(' ', '|') + '|' + after + '|', done.stderr
     missing = subprocess.run(['bash', TOOLS / script, 'only'], env=steering, capture_output=True, text=True)
     assert missing.returncode == 2 and missing.stderr.startswith(f'usage: {script} ')
+
+
+def test_the_container_takes_the_torch_of_the_set_up():
+    torch, torchvision = re.search(r'install_torch (\S+) (\S+)', (TOOLS / 'setup_env.sh').read_text()).groups()
+    assert f'torch=={torch} torchvision=={torchvision}' in (TOOLS.parent / 'Dockerfile').read_text()
