@@ -1,5 +1,6 @@
 """Small stock trunks of every family, and the methods, for tests that run over all pairs."""
 import copy
+import functools
 import gc
 import importlib.util
 import os
@@ -193,21 +194,24 @@ def distance(a, b):
     return max(float((x - y).detach().abs().max()) for x, y in zip(a, b))
 
 
-def in_two_processes(work, folder):
-    """Run work(rank, folder) in two processes of a gloo group, `work` a function of a module; its folder is given back.
+def in_processes(count, work, folder):
+    """Run work(rank, folder) in the processes of a gloo group, `work` a function of a module; its folder is given back.
     """
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(one_of_two, (port, work, folder), nprocs=2, start_method='fork')
+    torch.multiprocessing.start_processes(one_of, (count, port, work, folder), nprocs=count, start_method='fork')
     return folder
 
 
-def one_of_two(rank, port, work, folder):
+in_two_processes = functools.partial(in_processes, 2)
+
+
+def one_of(rank, count, port, work, folder):
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank),
-                      WORLD_SIZE='2')
-    torch.distributed.init_process_group('gloo', rank=rank, world_size=2)
+                      WORLD_SIZE=str(count))
+    torch.distributed.init_process_group('gloo', rank=rank, world_size=count)
     try:
         work(rank, folder)
     finally:
