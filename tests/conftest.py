@@ -57,6 +57,7 @@ METHODS = dict(
     fixed_norms=dict(type='Fixed', train_out_norms=True),
     lora=dict(type='LoRA', rank=3, alpha=6, roles=('q', 'v', 'proj', 'fc1', 'fc2')),
     lora_1bit=dict(type='LoRA', rank=3, bits=1),
+    lora_last=dict(type='LoRA', rank=2, blocks=2),
     e3va_mix=dict(type='E3VAMix', rank=2, backward=0.5),
     # added modules
     adapter=dict(type='Adapter', rank=4, activation='quick_gelu', dropout=0.1, init='xavier'),

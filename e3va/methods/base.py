@@ -9,7 +9,7 @@ from torch import nn
 from ..layers import Emptied, FollowedLinear
 from ..registry import METHODS
 from ..surgery import find, near, replace
-from ..trunks import alternatives, family_of, unused
+from ..trunks import alternatives, family_of, unused, used
 from ..trunks.recompute import WAYS
 from .routing import follow_routing
 from .targets import also_names, check_layer, named, target_names, usual
@@ -118,6 +118,12 @@ def no_such(trunk, role, known):
 def idle_places(trunk):
     """Name prefixes of what lies behind the last output, where nothing would train; none in a trunk of no family."""
     return unused(trunk) if family_of(trunk) else ()
+
+
+def last_blocks(trunk, count):
+    """The last `count` blocks in front of the last output; ValueError where there are not so many."""
+    found = [block for stage in used(trunk) for block in stage]
+    return found[-integer('blocks', count, high=len(found)):]
 
 
 def is_norm(module):
