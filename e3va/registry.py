@@ -20,8 +20,8 @@ DATASETS = Registry(
 TRANSFORMS = Registry('transform', parent=ROOT_TRANSFORMS, scope='e3va', locations=['e3va.datasets.polyp'])
 METRICS = Registry('metric', parent=ROOT_METRICS, scope='e3va', locations=['e3va.datasets.polyp'])
 HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='e3va', locations=[
-    'e3va.train.checkpoint', 'e3va.train.report', 'e3va.train.rng_state', 'e3va.delta.hook', 'e3va.gps.hook',
-    'e3va.dmlora.hook', 'e3va.pear.hook'])
+    'e3va.train.cache', 'e3va.train.checkpoint', 'e3va.train.report', 'e3va.train.rng_state', 'e3va.delta.hook',
+    'e3va.gps.hook', 'e3va.dmlora.hook', 'e3va.pear.hook'])
 OPTIM_WRAPPERS = Registry('optim_wrapper', parent=ROOT_OPTIM_WRAPPERS, scope='e3va', locations=[
     'e3va.gps.optim', 'e3va.dmlora.optim', 'e3va.pear.optim'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(

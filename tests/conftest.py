@@ -54,6 +54,7 @@ TRUNKS = dict(
 METHODS = dict(
     full=dict(type='Full'),
     fixed=dict(type='Fixed'),
+    fixed_cache=dict(type='Fixed', cache=True),
     fixed_norms=dict(type='Fixed', train_out_norms=True),
     lora=dict(type='LoRA', rank=3, alpha=6, roles=('q', 'v', 'proj', 'fc1', 'fc2')),
     lora_1bit=dict(type='LoRA', rank=3, bits=1),

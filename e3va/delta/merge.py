@@ -9,6 +9,7 @@ from ..layers.read import read_again
 from ..methods.routing import TABLE, routing_of
 from ..surgery import replace, unbind, unhook
 from ..trunks import head_entries
+from ..trunks.cached import uncached
 from ..trunks.recompute import keep_blocks
 from ..trunks.sampled import whole_backward
 from ..trunks.walk import ask_for_gradient, restore
@@ -35,6 +36,7 @@ def merge(model: nn.Module) -> nn.Module:
         unbind(trunk, 'train')
         whole_backward(trunk)
         keep_blocks(trunk)
+        uncached(trunk)
         if trunk.tuning.parts:
             restore(trunk, trunk.tuning.parts)
         loading.unwatch(trunk)
