@@ -79,6 +79,8 @@ METHODS = dict(
     gps=dict(type='GPS', k=2, criterion='magnitude'),
     gps_layer=dict(type='GPS', level='layer', criterion='random', train=('bias', 'norm', 'embedding'), without=(1,)),
     gps_net=dict(type='GPS', k=3, level='net', criterion='random', train_out_norms=True),
+    spt_lora=dict(type='SPT', budget=1100, rank=2, step=50, criterion='random'),
+    spt_adapter=dict(type='SPT', module='adapter', budget=1500, rank=3, alpha=20., step=50, criterion='random'),
     norm_tuning=dict(type='NormTuning'),
     partial=dict(type='Partial', blocks=2),
     ssf=dict(type='SSF'),

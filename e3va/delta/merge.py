@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from .. import loading
+from ..layers.entries import put_entries_in
 from ..layers.read import read_again
 from ..methods.routing import TABLE, routing_of
 from ..surgery import replace, unbind, unhook
@@ -27,6 +28,8 @@ def merge(model: nn.Module) -> nn.Module:
             raise ValueError(f'{type(trunk.tuning.method).__name__} cannot be merged: it adds layers that the stock '
                              'trunk has not. Keep the tuned model, or its delta (e3va.save_delta)')
     model = copy.deepcopy(model)
+    for _, trunk in tuned_trunks(model):
+        put_entries_in(trunk)
     for name, layer in [(name, layer) for name, layer in model.named_modules()
                         if callable(getattr(layer, 'merged', None))]:
         replace(model, name, layer.merged())

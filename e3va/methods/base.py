@@ -194,6 +194,13 @@ class Method:
     def apply(self, trunk, parts):
         """Edit the frozen trunk in place. Called once, at build, before DDP and the optimizer exist."""
 
+    def is_entry(self, name):
+        """Whether a parameter that the method adds is entries of the trunk's own weights, at whose rates it trains."""
+        return self.tunes_entries
+
+    def planned(self, trunk):
+        """Parameters that will train, where data have yet to decide which; None where they are there."""
+
     def units(self, trunk):
         """{position: module} of the equal units, in the trunk's order; an `Emptied` where one was pruned."""
         return {name: module for name, module in trunk.named_modules()
