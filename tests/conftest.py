@@ -104,6 +104,8 @@ METHODS = dict(
     e3va_int8=dict(type='E3VA', rank=2, mode='int8'),
     e3va_quick=dict(type='E3VA', rank=2, attention='fused', trunk_weights='bf16'),
     e3va_int8_trunk=dict(type='E3VA', rank=2, trunk_weights='int8'),
+    lst=dict(type='LST', reduction=4),
+    lst_gate=dict(type='LST', reduction=2, join='gate', without=(1,), train_out_norms=False),
     e3va_trainable=dict(type='E3VA', rank=2, downsampling='trainable', preset='paper'),
 )
 
