@@ -76,6 +76,8 @@ METHODS = dict(
     dmlora=dict(type='DMLoRA', rank=3, branches=2, scale=2.),
     dmlora_one_stage=dict(type='DMLoRA', rank=2, branches=4, share='up', learn_scale=True,
                           roles=('q', 'v', 'proj', 'fc1', 'fc2')),
+    adamix=dict(type='AdaMix', rank=3, branches=2, roles=('proj', 'fc2')),
+    adamix_lora=dict(type='AdaMix', module='lora', rank=2, branches=2, share='down'),
     gps=dict(type='GPS', k=2, criterion='magnitude'),
     gps_layer=dict(type='GPS', level='layer', criterion='random', train=('bias', 'norm', 'embedding'), without=(1,)),
     gps_net=dict(type='GPS', k=3, level='net', criterion='random', train_out_norms=True),

@@ -101,8 +101,8 @@ def test_gradients_and_frozen(trunk, method):
     before = copy.deepcopy(tuned.state_dict())
     reached = train_steps(tuned, image(trunk))
     if trained:
-        # A branch of DMLoRA gets one in its turn.
-        without = trained - (set.union if method.startswith('dmlora') else set.intersection)(*reached)
+        # A branch gets one in its turn.
+        without = trained - (set.union if method.startswith(('dmlora', 'adamix')) else set.intersection)(*reached)
         if method == 'full' and ('partial' in trunk or 'late' in trunk or 'maps' in trunk):
             behind = ('stages.3.', 'stages.2.downsample.', 'layers.3.', 'ln1.')
             assert all(name.startswith(behind) for name in without)     # the stock trunk runs blocks it does not use

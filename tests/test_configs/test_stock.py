@@ -11,6 +11,7 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
 
 from e3va.command.config import apply_method, load_config, load_method, nodes, prepare
+from e3va.dmlora.method import draw
 from e3va.gps.gradients import select
 from e3va.gps.hook import task_loss
 from e3va.registry import MODELS
@@ -85,7 +86,8 @@ def batch(cfg, count=2):
 
 
 # Methods that are about more than layers of their own, on a detector with masks and a segmenter.
-OTHERS = dict(spt_lora=dict(rank=2, budget=2000), spt_adapter=dict(rank=2, budget=2000), lst=dict(reduction=4))
+OTHERS = dict(spt_lora=dict(rank=2, budget=2000), spt_adapter=dict(rank=2, budget=2000), lst=dict(reduction=4),
+              adamix=dict(rank=2), adamix_lora=dict(rank=2))
 DENSE = [config for config in STOCK if 'mask-rcnn_swin' in config or 'pre_upernet' in config]
 
 
@@ -101,6 +103,8 @@ def test_a_step(config, method):
         model.init_weights()
         if method.startswith('spt'):
             select(model, [batch(cfg)], partial(task_loss, model))
+        if method.startswith('adamix'):
+            draw(model, 0)
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
         before = {name: value.clone() for name, value in model.backbone.named_parameters()}
         losses = model.train().train_step(batch(cfg), wrapper)

@@ -174,7 +174,8 @@ def test_counts():
 
 @pytest.mark.parametrize('options, words', [
     (dict(without=4), 'without must be an integer of at least 0 and at most 3'),
-    (dict(reduction=0), 'reduction must be'), (dict(join='sum'), "join must be one of 'add', 'gate'"), (dict(init='fisher'), "init must be one of 'pruned'")])
+    (dict(reduction=0), 'reduction must be'), (dict(join='sum'), "join must be one of 'add', 'gate'"),
+    (dict(init='fisher'), "init must be one of 'pruned'")])
 def test_refusals(options, words):
     with pytest.raises(ValueError, match=words):
         build('vit_timm', dict(type='LST', **options))
