@@ -87,7 +87,7 @@ def batch(cfg, count=2):
 
 # Methods that are about more than layers of their own, on a detector with masks and a segmenter.
 OTHERS = dict(spt_lora=dict(rank=2, budget=2000), spt_adapter=dict(rank=2, budget=2000), lst=dict(reduction=4),
-              adamix=dict(rank=2), adamix_lora=dict(rank=2))
+              adamix=dict(rank=2), adamix_lora=dict(rank=2), e2vpt=dict(segments=4))
 DENSE = [config for config in STOCK if 'mask-rcnn_swin' in config or 'pre_upernet' in config]
 
 
