@@ -98,6 +98,7 @@ METHODS = dict(
     # prompts
     vpt_deep=dict(type='VPT', tokens=2, deep=True, dropout=0.1),
     vpt_shallow=dict(type='VPT', tokens=3, deep=False),
+    noah=dict(type='NOAH', sizes=(1, 2, 3)),
     e2vpt=dict(type='E2VPT', tokens=3, key_values=2, segments=4),
     e3va=dict(type='E3VA', rank=2),
     e3va_sum=dict(type='E3VA', rank=2, join='sum', skip=False, init='random'),

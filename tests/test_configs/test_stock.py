@@ -14,6 +14,7 @@ from e3va.command.config import apply_method, load_config, load_method, nodes, p
 from e3va.dmlora.method import draw
 from e3va.gps.gradients import select
 from e3va.gps.hook import task_loss
+from e3va.noah.method import drawn, set_sizes, space_of
 from e3va.registry import MODELS
 
 from .reduce import NECK, follow
@@ -87,7 +88,7 @@ def batch(cfg, count=2):
 
 # Methods that are about more than layers of their own, on a detector with masks and a segmenter.
 OTHERS = dict(spt_lora=dict(rank=2, budget=2000), spt_adapter=dict(rank=2, budget=2000), lst=dict(reduction=4),
-              adamix=dict(rank=2), adamix_lora=dict(rank=2), e2vpt=dict(segments=4))
+              adamix=dict(rank=2), adamix_lora=dict(rank=2), e2vpt=dict(segments=4), noah={})
 DENSE = [config for config in STOCK if 'mask-rcnn_swin' in config or 'pre_upernet' in config]
 
 
@@ -105,6 +106,8 @@ def test_a_step(config, method):
             select(model, [batch(cfg)], partial(task_loss, model))
         if method.startswith('adamix'):
             draw(model, 0)
+        if method == 'noah':
+            set_sizes(model.backbone, drawn(space_of(model.backbone, model.backbone.tuning.method), 0))
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
         before = {name: value.clone() for name, value in model.backbone.named_parameters()}
         losses = model.train().train_step(batch(cfg), wrapper)

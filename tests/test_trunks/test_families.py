@@ -156,7 +156,7 @@ METHODS = dict(
     Mona=dict(rank=4), RepAdapter=dict(rank=2), LoRand=dict(rank=2), Compacter=dict(rank=4, n=2),
     Partial=dict(blocks=1), NormTuning={}, VPT=dict(tokens=2), FacT=dict(rank=2), FourierFT=dict(n=20),
     MoRA=dict(rank=2), GPS=dict(criterion='magnitude'), DMLoRA=dict(rank=2, branches=2),
-    AdaMix=dict(rank=2, branches=2), E2VPT=dict(tokens=2, key_values=2, segments=2),
+    AdaMix=dict(rank=2, branches=2), E2VPT=dict(tokens=2, key_values=2, segments=2), NOAH=dict(sizes=(1, 2)),
     LST=dict(reduction=4), SPT=dict(budget=1000, rank=2, criterion='random'))
 BRANCHED = ('DMLoRA', 'AdaMix')                                         # a step trains some of what trains
 

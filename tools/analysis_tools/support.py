@@ -23,7 +23,7 @@ WORKS, MERGES, REFUSES = '○', '●', '–'
 METHODS = (
     'Full', 'Fixed', 'LoRA', 'E3VAMix', 'DMLoRA', 'AdaMix', 'GPS', 'SPT', 'SSF', 'BitFit', 'NormTuning', 'FourierFT',
     'MoRA', 'FacT', 'E3VA', 'LST', 'Adapter', 'AdapterPfeiffer', 'AdaptFormer', 'Mona', 'RepAdapter', 'LoRand',
-    'Compacter', 'Partial', 'VPT', 'E2VPT', 'EVP')
+    'Compacter', 'Partial', 'VPT', 'E2VPT', 'NOAH', 'EVP')
 OPTIONS = dict(AdapterPfeiffer=dict(rank=2), EVP=dict(reduction=4))    # of the others: METHODS of test_families.py
 HEAD = f"""# Backbones and methods
 
