@@ -21,8 +21,9 @@ DATASETS = Registry(
 TRANSFORMS = Registry('transform', parent=ROOT_TRANSFORMS, scope='e3va', locations=['e3va.datasets.polyp'])
 METRICS = Registry('metric', parent=ROOT_METRICS, scope='e3va', locations=['e3va.datasets.polyp'])
 HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='e3va', locations=[
-    'e3va.train.checkpoint', 'e3va.train.report', 'e3va.train.rng_state', 'e3va.train.stop', 'e3va.delta.hook',
-    'e3va.gps.hook', 'e3va.dmlora.hook', 'e3va.pear.hook'])
+    'e3va.train.cache', 'e3va.train.checkpoint', 'e3va.train.report', 'e3va.train.rng_state', 'e3va.train.stop',
+    'e3va.delta.hook', 'e3va.gps.hook', 'e3va.spt.hook', 'e3va.e2vpt.hook', 'e3va.dmlora.hook', 'e3va.adamix.hook',
+    'e3va.noah.hook', 'e3va.pear.hook'])
 STRATEGIES = Registry('strategy', parent=ROOT_STRATEGIES, scope='e3va', locations=['e3va.train.shard'])
 OPTIM_WRAPPERS = Registry('optim_wrapper', parent=ROOT_OPTIM_WRAPPERS, scope='e3va', locations=[
     'e3va.gps.optim', 'e3va.dmlora.optim', 'e3va.pear.optim'])
@@ -30,7 +31,8 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optim_wrapper_constructor', parent=ROOT_CONSTRUCTORS, scope='e3va', locations=['e3va.train.constructor'])
 # Built by `METHODS.get(type)(**options)`: `METHODS.build` would look the type up in a library's scope and warn.
 METHODS = Registry('method', scope='e3va', locations=[
-    'e3va.methods', 'e3va.highway', 'e3va.gps.method', 'e3va.dmlora.method'])
+    'e3va.methods', 'e3va.highway', 'e3va.gps.method', 'e3va.spt.method', 'e3va.e2vpt.method', 'e3va.dmlora.method',
+    'e3va.adamix.method', 'e3va.noah.method'])
 
 
 def type_name(kind, root=ROOT_MODELS):

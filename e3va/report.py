@@ -35,6 +35,7 @@ class Report(dict):
     Keys:
         method, trunk (str): types.
         trained, frozen (int): parameters of the trunk and the method; neck and heads are not counted, as in the papers.
+            Of SPT before its selection: the budget; the rows are then of what may train.
         trained_bytes, frozen_bytes (int): their bytes.
         delta_bytes (int): payload of the trained tensors of trunk and method, quantised ones in their bits, without
             file header, head and tables of indices (GPS) or of who serves whom (Pear).
@@ -97,9 +98,10 @@ def report(model: nn.Module) -> Report:
             for name, value in trunk.state_dict().items()
             if name in kept and value.is_floating_point() and not name.startswith(f'{TABLE}.'))
     inside = [row for row in rows if row['part'] != 'head']
+    planned = [trunk.tuning.method.planned(trunk) for _, trunk in trunks]
     return Report(
         method=' and '.join(type(trunk.tuning.method).__name__ for _, trunk in trunks),
         trunk=' and '.join(type(trunk).__name__ for _, trunk in trunks),
-        trained=sum(row['trained'] for row in inside), frozen=frozen,
+        trained=sum(planned) if None not in planned else sum(row['trained'] for row in inside), frozen=frozen,
         trained_bytes=sum(row['bytes'] for row in inside), frozen_bytes=frozen_bytes, delta_bytes=delta_bytes,
         head=sum(row['trained'] for row in rows if row['part'] == 'head'), rows=rows)

@@ -60,6 +60,27 @@ def rebind(module, name, function):
     module.__dict__[name] = functools.partial(function, module)
 
 
+def wrap(module, name, function):
+    """Let `module.name(...)` call `function(before, module, ...)`; `called(before, module)` is what it was."""
+    rebind(module, name, functools.partial(function, module.__dict__.get(name) or name))
+
+
+def called(before, module):
+    """What a wrapped name called before: another rebound function, or the class's own."""
+    return functools.partial(getattr(type(module), before), module) if isinstance(before, str) else before
+
+
+def unwrap(module, function):
+    """Undo `wrap` by a function (whatever it was partial to) in a module and those inside it."""
+    for one in module.modules():
+        for name, bound in list(one.__dict__.items()):
+            if getattr(bound, 'func', None) is function:                # partials of partials are flat
+                before = bound.args[-2]
+                one.__dict__.pop(name)
+                if not isinstance(before, str):
+                    one.__dict__[name] = before
+
+
 def unhook(module, *functions):
     """Take functions out of all hooks of a module and of those inside it."""
     for one in module.modules():

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from . import compat, loading
 from .layers.adopted import AdoptedLinear
 from .layers.read import call_through, expect_calls
-from .methods import Full, Method, build_method
+from .methods import Fixed, Full, Method, build_method
 from .methods.base import again_by_block, beside, in_part
 from .methods.targets import ALL, find_also, matches, named, say
 from .registry import METHODS, MODELS
@@ -269,7 +269,8 @@ def check_also(trunk, method, parts, also):
 
 def check_trained(trunk, method, head):
     """ValueError where a method would train nothing without a word."""
-    if type(method).apply is not Method.apply and not any(
+    idle = isinstance(method, Fixed) or type(method).apply is Method.apply
+    if not idle and not any(
             parameter.requires_grad and name not in head for name, parameter in trunk.named_parameters()):
         raise ValueError(f'{type(method).__name__} finds nothing to train in {type(trunk).__name__}: it has no such '
                          'parameters. Take another method, e.g. LoRA with targets=, or Fixed with also=')

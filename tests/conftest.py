@@ -1,5 +1,6 @@
 """Small stock trunks of every family, and the methods, for tests that run over all pairs."""
 import copy
+import functools
 import gc
 import importlib.util
 import os
@@ -54,9 +55,11 @@ TRUNKS = dict(
 METHODS = dict(
     full=dict(type='Full'),
     fixed=dict(type='Fixed'),
+    fixed_cache=dict(type='Fixed', cache=True),
     fixed_norms=dict(type='Fixed', train_out_norms=True),
     lora=dict(type='LoRA', rank=3, alpha=6, roles=('q', 'v', 'proj', 'fc1', 'fc2')),
     lora_1bit=dict(type='LoRA', rank=3, bits=1),
+    lora_last=dict(type='LoRA', rank=2, blocks=2),
     e3va_mix=dict(type='E3VAMix', rank=2, backward=0.5),
     # added modules
     adapter=dict(type='Adapter', rank=4, activation='quick_gelu', dropout=0.1, init='xavier'),
@@ -74,9 +77,13 @@ METHODS = dict(
     dmlora=dict(type='DMLoRA', rank=3, branches=2, scale=2.),
     dmlora_one_stage=dict(type='DMLoRA', rank=2, branches=4, share='up', learn_scale=True,
                           roles=('q', 'v', 'proj', 'fc1', 'fc2')),
+    adamix=dict(type='AdaMix', rank=3, branches=2, roles=('proj', 'fc2')),
+    adamix_lora=dict(type='AdaMix', module='lora', rank=2, branches=2, share='down'),
     gps=dict(type='GPS', k=2, criterion='magnitude'),
     gps_layer=dict(type='GPS', level='layer', criterion='random', train=('bias', 'norm', 'embedding'), without=(1,)),
     gps_net=dict(type='GPS', k=3, level='net', criterion='random', train_out_norms=True),
+    spt_lora=dict(type='SPT', budget=1100, rank=2, step=50, criterion='random'),
+    spt_adapter=dict(type='SPT', module='adapter', budget=1500, rank=3, alpha=20., step=50, criterion='random'),
     norm_tuning=dict(type='NormTuning'),
     partial=dict(type='Partial', blocks=2),
     ssf=dict(type='SSF'),
@@ -92,6 +99,8 @@ METHODS = dict(
     # prompts
     vpt_deep=dict(type='VPT', tokens=2, deep=True, dropout=0.1),
     vpt_shallow=dict(type='VPT', tokens=3, deep=False),
+    noah=dict(type='NOAH', sizes=(1, 2, 3)),
+    e2vpt=dict(type='E2VPT', tokens=3, key_values=2, segments=4),
     e3va=dict(type='E3VA', rank=2),
     e3va_sum=dict(type='E3VA', rank=2, join='sum', skip=False, init='random'),
     e3va_post=dict(type='E3VA', rank=2, join='post', tap='after', trunk_mode='config'),
@@ -100,6 +109,8 @@ METHODS = dict(
     e3va_int8=dict(type='E3VA', rank=2, mode='int8'),
     e3va_quick=dict(type='E3VA', rank=2, attention='fused', trunk_weights='bf16'),
     e3va_int8_trunk=dict(type='E3VA', rank=2, trunk_weights='int8'),
+    lst=dict(type='LST', reduction=4),
+    lst_gate=dict(type='LST', reduction=2, join='gate', without=(1,), train_out_norms=False),
     e3va_trainable=dict(type='E3VA', rank=2, downsampling='trainable', preset='paper'),
 )
 
@@ -193,21 +204,24 @@ def distance(a, b):
     return max(float((x - y).detach().abs().max()) for x, y in zip(a, b))
 
 
-def in_two_processes(work, folder):
-    """Run work(rank, folder) in two processes of a gloo group, `work` a function of a module; its folder is given back.
+def in_processes(count, work, folder):
+    """Run work(rank, folder) in the processes of a gloo group, `work` a function of a module; its folder is given back.
     """
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(one_of_two, (port, work, folder), nprocs=2, start_method='fork')
+    torch.multiprocessing.start_processes(one_of, (count, port, work, folder), nprocs=count, start_method='fork')
     return folder
 
 
-def one_of_two(rank, port, work, folder):
+in_two_processes = functools.partial(in_processes, 2)
+
+
+def one_of(rank, count, port, work, folder):
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank),
-                      WORLD_SIZE='2')
-    torch.distributed.init_process_group('gloo', rank=rank, world_size=2)
+                      WORLD_SIZE=str(count))
+    torch.distributed.init_process_group('gloo', rank=rank, world_size=count)
     try:
         work(rank, folder)
     finally:

@@ -125,7 +125,7 @@ def test_every_room_is_in_the_tour():
     tour = (ROOT / 'CONTRIBUTING.md').read_text().partition('| room |')[2].partition('The way from')[0]
     own = {path.name for path in (ROOT / 'e3va').iterdir() if path.name[0].isalpha() and path.is_file()}
     own |= {f'{path.parent.name}/' for path in (ROOT / 'e3va').glob('[a-z]*/__init__.py')}
-    assert set(re.findall(r'`([a-z]+(?:/|\.py))`', tour)) - {'base.py'} == own
+    assert set(re.findall(r'`([a-z0-9]+(?:/|\.py))`', tour)) - {'base.py'} == own
 
 
 def test_the_way_of_a_run_names_what_is_there():

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # In reading order: a file imports from its own room and from those in front of it. docs: CONTRIBUTING.md.
 ROOMS = ('__init__ registry compat surgery files loading layers trunks methods highway tuned report delta train gps '
-         'dmlora pear models datasets command cost __main__').split()
+         'spt e2vpt dmlora adamix noah pear models datasets command cost __main__').split()
 TOP = {'__init__', 'registry', 'compat', 'surgery', 'loading', 'tuned', 'report', '__main__'}
 # Tests that no file of their room stands beside, and why.
 ALONE = {
@@ -108,7 +108,7 @@ def test_tests_mirror_the_rooms():
     assert alone == set(ALONE)
 
 
-@pytest.mark.parametrize('room', ['highway', 'gps', 'dmlora', 'pear'])
+@pytest.mark.parametrize('room', ['highway', 'gps', 'spt', 'e2vpt', 'dmlora', 'adamix', 'noah', 'pear'])
 def test_the_way_from_a_paper_leads_somewhere(room):
     """What a paper's room says of where its sentences are: files of the room, and names in them."""
     told = ast.get_docstring(ast.parse((ROOT / 'e3va' / room / '__init__.py').read_text()))

@@ -13,6 +13,7 @@ TOOLS = dict(
     plan=('analysis_tools/plan_memory.py', 'what training takes, and the batch that fits a card; no card needed'),
     cost=('analysis_tools/cost.py', 'measure memory, operations and time of methods on a config'),
     sweep=('sweep.py', 'many methods on many tasks by one protocol'),
+    search=('search.py', "a NOAH supernet's best subnet"),
     compare=('analysis_tools/compare.py', 'tables of measured rows'),
     report=('analysis_tools/report.py', 'a page of measured rows'))
 DOCTOR = 'versions, devices, what works and what does not, and what to do'

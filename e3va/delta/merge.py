@@ -5,10 +5,12 @@ import torch
 from torch import nn
 
 from .. import loading
+from ..layers.entries import put_entries_in
 from ..layers.read import read_again
 from ..methods.routing import TABLE, routing_of
 from ..surgery import replace, unbind, unhook
 from ..trunks import head_entries
+from ..trunks.cached import uncached
 from ..trunks.recompute import keep_blocks
 from ..trunks.sampled import whole_backward
 from ..trunks.walk import ask_for_gradient, restore
@@ -26,6 +28,8 @@ def merge(model: nn.Module) -> nn.Module:
             raise ValueError(f'{type(trunk.tuning.method).__name__} cannot be merged: it adds layers that the stock '
                              'trunk has not. Keep the tuned model, or its delta (e3va.save_delta)')
     model = copy.deepcopy(model)
+    for _, trunk in tuned_trunks(model):
+        put_entries_in(trunk)
     for name, layer in [(name, layer) for name, layer in model.named_modules()
                         if callable(getattr(layer, 'merged', None))]:
         replace(model, name, layer.merged())
@@ -35,6 +39,7 @@ def merge(model: nn.Module) -> nn.Module:
         unbind(trunk, 'train')
         whole_backward(trunk)
         keep_blocks(trunk)
+        uncached(trunk)
         if trunk.tuning.parts:
             restore(trunk, trunk.tuning.parts)
         loading.unwatch(trunk)

@@ -67,7 +67,7 @@ class DMLoRAHook(Hook):
             return
         model, loop = plain(runner.model), runner.train_loop
         self.method = find_tuned(model)[1].tuning.method
-        if not isinstance(self.method, DMLoRA):
+        if not isinstance(self.method, DMLoRA) or self.method.hook != 'e3va.DMLoRAHook':      # AdaMix has its own
             raise ValueError(f'DMLoRAHook is for the method DMLoRA, and the model has {type(self.method).__name__}; '
                              'drop the hook')
         if not isinstance(runner.optim_wrapper, BranchMixin):

@@ -21,7 +21,7 @@ from ..methods.lora import rank_for
 from ..registry import METHODS
 from ..surgery import replace
 
-DRAW, HALVE = 0, 1                                                      # streams of random numbers
+DRAW, HALVE, AGAIN = 0, 1, 2 ** 62                                      # streams of random numbers; HALVE has more
 
 
 class Branches(nn.Module):
@@ -147,16 +147,17 @@ def random_bits(seed, step, stream, count):
     return np.random.Philox(key=key, counter=stream << 192).random_raw(count)
 
 
-def draw(model, iteration, seed=0):
+def draw(model, iteration, seed=0, stream=DRAW):
     """Draw the branches that one step trains: uniform, independent, and the same wherever seed and iteration are.
 
     Args:
         model (nn.Module): a trunk, or a model with one.
         iteration (int): number of the step.
         seed (int): of the run.
+        stream (int): DRAW, or AGAIN for a second draw in the same step.
     """
     found = mixtures(model)
-    for bits, branches in zip(random_bits(seed, iteration, DRAW, len(found)), found):
+    for bits, branches in zip(random_bits(seed, iteration, stream, len(found)), found):
         branches.choose(int(bits) % len(branches))
     for module in model.modules():
         if hasattr(module, 'tuning'):

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 TEXT = 4 * 2 ** 20                                                      # bytes: no header and no config is longer
 NUMBER = 2 ** 16                                                        # no size that a file says is larger
+NO_SIZES = 'seed', 'budget', 'step'                                     # options of methods that take no memory
 # Where the layers and backbones of the libraries stand; a class of the user's own package is the user's.
 OURS = re.compile(r'((mmdet|mmseg|mmpretrain)\.models\.(backbones|layers|utils)|mmcv\.(cnn|ops)|torch\.nn|e3va)\b')
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain', 'mmcv', 'mmengine', 'torch', 'timm', 'transformers')
@@ -64,7 +65,7 @@ def check_options(config):
         for one in value if isinstance(value, list) else [value]:
             if isinstance(one, str):
                 check_pattern(f'method.{name}', one)
-            elif isinstance(one, int) and abs(one) > NUMBER and name != 'seed':
+            elif isinstance(one, int) and abs(one) > NUMBER and name not in NO_SIZES:
                 raise ValueError(f'method.{name} is {one}, and no size in a file is larger than {NUMBER}')
 
 

@@ -10,20 +10,19 @@ from ..loading import shorten
 from ..trunks import head_entries
 from ..trunks.sampled import drawing
 from ..tuned import find_tuned
-from .method import sparse_layers
 
 HEAD_STD = 0.02                                                         # of timm's heads, so of the public code's
 
 
 def select(model, batches, loss, seed=0):
-    """Let GPS select by |gradient|, the gradients of the weights being summed over batches (public code: no mean).
+    """Let GPS, or SPT, select by gradients: |their sum over batches| (no mean, as in GPS's code), or of their squares.
 
-    Everything but these weights is frozen meanwhile. The buffers end as they were. A classifier's linear layer whose
-    weight is zero, as OpenMMLab's heads of ViTs start, would let no gradient through: for the selection it has random
-    weights, as in the public code, and afterwards its zeros again.
+    Everything but the weights that compete is frozen meanwhile. The buffers end as they were. A classifier's linear
+    layer whose weight is zero, as OpenMMLab's heads of ViTs start, would let no gradient through: for the selection it
+    has random weights, as in the public code, and afterwards its zeros again.
 
     Args:
-        model (nn.Module): tuned by GPS, in the mode (train or eval) in which the losses are to be computed.
+        model (nn.Module): tuned by GPS or SPT, in the mode (train or eval) in which the losses are to be computed.
         batches (iterable): of training data; under DDP each process has its own.
         loss (callable): batch -> a scalar tensor, or None for a batch that has none: it is skipped.
         seed (int): of a head's random weights, which are the first process's everywhere.
@@ -37,17 +36,22 @@ def select(model, batches, loss, seed=0):
             train.
     """
     _, trunk = find_tuned(model)
-    layers = sparse_layers(trunk)
+    method = trunk.tuning.method
+    scored = method.scored(trunk)
+    weights = {name: weight for name, (_, weight) in scored.items()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     count = torch.zeros(2)                                              # used, skipped
     called = set()
-    watches = [layer.register_forward_pre_hook(lambda layer, _: called.add(layer)) for layer in layers.values()]
+    watches = [layer.register_forward_pre_hook(lambda layer, _: called.add(layer)) for layer, _ in scored.values()]
     hooked = trunk.tuning.hooked
     model.requires_grad_(False)
-    for layer in layers.values():
-        layer.weight.requires_grad_(True)
-        layer.weight.grad = torch.zeros_like(layer.weight)
+    sums = {}
+    for name, weight in weights.items():
+        weight.requires_grad_(True)
+        sums[name] = weight.grad = torch.zeros_like(weight)
+        if method.squared:
+            sums[name] = torch.zeros_like(weight)
     trunk.tuning.hooked = True
     started = contextlib.ExitStack()
     try:
@@ -58,21 +62,21 @@ def select(model, batches, loss, seed=0):
             count[int(value is None)] += 1
             if value is not None:
                 value.backward()
-                check(layers, value, number, batch)
-                check_calls(trunk, layers, called)
+                check(method, weights, value, number, batch)
+                check_calls(trunk, scored, called)
+                for name, weight in weights.items() if method.squared else ():
+                    sums[name].addcmul_(weight.grad, weight.grad)
+                    weight.grad.zero_()
         dist.all_reduce(count)
         if not count[0]:
-            raise ValueError('GPS cannot select: ' + (
+            raise ValueError(f'{type(method).__name__} cannot select: ' + (
                 f'none of the {int(count[1])} batches has two samples of one class; give larger batches (batch_size), '
                 "two views of each image (views=2), or loss='task'" if count[1] else 'there is no training data'))
-        for layer in layers.values():
-            dist.all_reduce(layer.weight.grad)
-            dist.broadcast(layer.weight.grad)                           # and no rounding of one process's own
+        for value in sums.values():
+            dist.all_reduce(value)
+            dist.broadcast(value)                                       # and no rounding of one process's own
         for buffer, old in buffers:
             buffer.copy_(old)
-        with torch.no_grad():
-            trunk.tuning.method.choose(trunk, {name: layer.weight.grad.abs_() for name, layer in layers.items()})
-        hooked = hooked or trunk.tuning.method.mode == 'sparse'         # in the mode 'mask' nothing masks as yet
     finally:
         started.close()
         trunk.tuning.hooked = hooked
@@ -81,8 +85,11 @@ def select(model, batches, loss, seed=0):
         model.requires_grad_(False)
         for parameter in trained:
             parameter.requires_grad_(True)
-        for layer in layers.values():
-            layer.weight.grad = None
+        for weight in weights.values():
+            weight.grad = None
+    with torch.no_grad():
+        method.choose(trunk, {name: value.abs_() for name, value in sums.items()})
+    trunk.tuning.hooked = hooked or getattr(method, 'mode', 'sparse') == 'sparse'   # in 'mask' nothing masks as yet
     return dict(used=int(count[0]), skipped=int(count[1]))
 
 
@@ -94,7 +101,7 @@ def random_start(model, seed):
     layers += getattr(model, 'head', nn.Identity()).modules()
     zeros = dict.fromkeys(layer.weight for layer in layers if isinstance(layer, nn.Linear) and not layer.weight.any())
     if zeros:
-        print_log('GPS: the classifier starts at zero, which lets no gradient through; for the selection it is random',
+        print_log('the classifier starts at zero, which lets no gradient through; for the selection it is random',
                   'current')
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -110,25 +117,31 @@ def random_start(model, seed):
                 weight.zero_()
 
 
-def check_calls(trunk, layers, called):
+def check_calls(trunk, scored, called):
     """ValueError, naming the layer, where a weight has a gradient whose layer is not among those `called`."""
-    if trunk.tuning.method.mode == 'mask':
+    method = trunk.tuning.method
+    if getattr(method, 'mode', None) == 'mask':
         return
-    for name, layer in layers.items():
-        parent = trunk.get_submodule(name.rpartition('.')[0])
-        if layer not in called and parent not in called and layer.weight.grad.any():
-            raise ValueError(f"GPS cannot train entries of {name}: {type(parent).__name__} reads its weight without "
-                             "calling the layer; take mode='mask', which trains in dense weights, or another trunk")
+    for name, (layer, weight) in scored.items():
+        place = next(place for place, module in trunk.named_modules() if module is layer)
+        parent = trunk.get_submodule(place.rpartition('.')[0])
+        if layer not in called and parent not in called and weight.grad.any():
+            raise ValueError(
+                f'{type(method).__name__} cannot train entries of {name}: {type(parent).__name__} reads its weight '
+                'without calling the layer; take '
+                + ("mode='mask', which trains in dense weights, or " if hasattr(method, 'mode') else '')
+                + 'another trunk')
 
 
-def check(layers, value, number, batch):
+def check(method, weights, value, number, batch):
     """ValueError, naming the batch and its images, where a loss or a gradient is not finite."""
-    finite = torch.stack([value.isfinite()] + [layer.weight.grad.isfinite().all() for layer in layers.values()])
+    finite = torch.stack([value.isfinite()] + [weight.grad.isfinite().all() for weight in weights.values()])
     if finite.all():
         return
-    names = ['the loss', *(f'the gradient of {name}' for name in layers)]
+    names = ['the loss', *(f'the gradient of {name}' for name in weights)]
     samples = batch.get('data_samples', ()) if isinstance(batch, dict) else ()
     images = [str(getattr(sample, 'img_path', '?')) for sample in samples]
-    raise ValueError(f'GPS cannot select: in batch {number}{f" ({shorten(images)})" if images else ""} '
+    raise ValueError(f'{type(method).__name__} cannot select: in batch {number}'
+                     f'{f" ({shorten(images)})" if images else ""} '
                      f'{shorten([name for name, good in zip(names, finite.tolist()) if not good], 2)} is not finite; '
                      'look at these images, their normalisation and the weights of the trunk')

@@ -71,9 +71,9 @@ class GPSHook(Hook):
             self.follow(runner, model)
 
     def select(self, runner, model):
-        stock, state = runner.train_dataloader, random_state()
+        stock, state, name = runner.train_dataloader, random_state(), type(find_tuned(model)[1].tuning.method).__name__
         if not len(stock.dataset):
-            raise ValueError('GPS cannot select: the training set is empty; look at train_dataloader.dataset')
+            raise ValueError(f'{name} cannot select: the training set is empty; look at train_dataloader.dataset')
         model.train()
         try:
             whole = hasattr(stock.dataset[0].get('data_samples'), 'gt_label')
@@ -81,17 +81,20 @@ class GPSHook(Hook):
             views = self.views or (2 if loss == 'supcon' else 1)
             loader = loader_of(stock, views, self.pipeline, self.batch_size, runner.seed)
             number = min(len(loader), self.batches or len(loader))
-            runner.logger.info(f'GPS: selecting by {loss}, on {number} batches of training data')
+            runner.logger.info(f'{name}: selecting by {loss}, on {number} batches of training data')
             losses = task_loss if loss == 'task' else partial(contrastive_loss, whole, self.temperature)
-            count = select(model, told(itertools.islice(loader, number), number, runner.logger),
+            count = select(model, told(itertools.islice(loader, number), number, runner.logger, name),
                            partial(losses, model), runner.seed)
         finally:
             set_random_state(state)
-        layers = sparse_layers(find_tuned(model)[1])
         runner.logger.info(
-            f'GPS: selected {sum(layer.index.numel() for layer in layers.values()):,} entries of {len(layers)} layers '
-            f'by {loss} on {count["used"]} batches of training data; skipped, as no class had two samples: '
-            f'{count["skipped"]}')
+            f'{name}: selected {self.chosen(find_tuned(model)[1])} by {loss} on {count["used"]} batches of training '
+            f'data; skipped, as no class had two samples: {count["skipped"]}')
+
+    def chosen(self, trunk):
+        """What was selected, in words."""
+        layers = sparse_layers(trunk)
+        return f'{sum(layer.index.numel() for layer in layers.values()):,} entries of {len(layers)} layers'
 
     def follow(self, runner, model):
         """What was made before the selection has its shapes: DDP's buckets, EMAHook's copy."""
@@ -148,12 +151,12 @@ def loader_of(loader, views, pipeline, batch_size, seed):
         worker_init_fn=loader.worker_init_fn)
 
 
-def told(batches, number, logger):
+def told(batches, number, logger, name):
     """The batches; every fiftieth is logged."""
     for i, batch in enumerate(batches, 1):
         yield batch
         if i % 50 == 0:
-            logger.info(f'GPS: {i} of {number} batches')
+            logger.info(f'{name}: {i} of {number} batches')
 
 
 def collate(stock, items):

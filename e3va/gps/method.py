@@ -56,6 +56,7 @@ class GPS(Method):
     mergeable = True
     needs_family = False
     tunes_entries = True
+    squared = False                                                     # `gradients.select` sums gradients
     adapted = tuple(SPARSE)
 
     def __init__(self, k=1, level='neuron', criterion='gradient', train=('bias', 'table', 'scale'), without=(),
@@ -113,6 +114,10 @@ class GPS(Method):
             generator = torch.Generator().manual_seed(self.seed)        # the same on every rank and device
             self.choose(trunk, {name: torch.rand(layer.weight.shape, generator=generator).to(layer.weight.device)
                                 for name, layer in sparse_layers(trunk).items()})
+
+    def scored(self, trunk):
+        """{name of a sparse layer: (the layer, its weight)}: what `gradients.select` takes the gradients of."""
+        return {name: (layer, layer.weight) for name, layer in sparse_layers(trunk).items()}
 
     def choose(self, trunk, scores):
         """Select the entries with the highest scores; of equal ones in a neuron or a layer the last.

@@ -12,5 +12,6 @@ Where the paper's sentences are:
     options, init, what trains                              e3va.E3VA
 """
 from .e3va import E3VA
+from .lst import LST
 
-__all__ = ['E3VA']
+__all__ = ['E3VA', 'LST']

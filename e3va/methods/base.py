@@ -9,7 +9,7 @@ from torch import nn
 from ..layers import Emptied, FollowedLinear
 from ..registry import METHODS
 from ..surgery import find, near, replace
-from ..trunks import alternatives, family_of, unused
+from ..trunks import alternatives, family_of, unused, used
 from ..trunks.recompute import WAYS
 from .routing import follow_routing
 from .targets import also_names, check_layer, named, target_names, usual
@@ -120,6 +120,12 @@ def idle_places(trunk):
     return unused(trunk) if family_of(trunk) else ()
 
 
+def last_blocks(trunk, count):
+    """The last `count` blocks in front of the last output; ValueError where there are not so many."""
+    found = [block for stage in used(trunk) for block in stage]
+    return found[-integer('blocks', count, high=len(found)):]
+
+
 def is_norm(module):
     """Whether a module is a norm that has parameters."""
     return (getattr(module, 'weight', None) is not None
@@ -187,6 +193,13 @@ class Method:
 
     def apply(self, trunk, parts):
         """Edit the frozen trunk in place. Called once, at build, before DDP and the optimizer exist."""
+
+    def is_entry(self, name):
+        """Whether a parameter that the method adds is entries of the trunk's own weights, at whose rates it trains."""
+        return self.tunes_entries
+
+    def planned(self, trunk):
+        """Parameters that will train, where data have yet to decide which; None where they are there."""
 
     def units(self, trunk):
         """{position: module} of the equal units, in the trunk's order; an `Emptied` where one was pruned."""

@@ -13,7 +13,7 @@ from ..layers.quantised import BITS
 from ..layers.sparse import take
 from ..registry import METHODS
 from ..surgery import replace
-from .base import Method, choice, integer, layers, number, places
+from .base import Method, choice, integer, last_blocks, layers, number, places
 
 
 class LoRALinear(SlicedLinear):
@@ -120,6 +120,8 @@ class LoRA(Method):
         bits (int): of each entry of the factors: 1 (Bi-LoRA), 2, 4, or 32, floats. A saved delta has these bits: rank
             32 in 1 bit on ViT-B is 147,840 bytes.
         dropout (float): of the r channels between the factors. Default: 0.1 with fewer than 32 bits (Bi-LoRA), else 0.
+        blocks (int): the last so many blocks in front of the last output alone are adapted, and nothing is
+            backpropagated further, as with `Partial`. Default: all.
         train_out_norms (bool): see `Method`.
     """
 
@@ -128,9 +130,11 @@ class LoRA(Method):
     adapted = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)             # the last by roles alone
     unit = Bottleneck
 
-    def __init__(self, rank=8, alpha=None, roles=None, bits=32, dropout=None, train_out_norms=False, targets=None):
+    def __init__(self, rank=8, alpha=None, roles=None, bits=32, dropout=None, train_out_norms=False, targets=None,
+                 blocks=None):
         super().__init__(train_out_norms)
         self.rank = integer('rank', rank)
+        self.blocks = blocks if blocks is None else integer('blocks', blocks)
         self.alpha = rank if alpha is None else alpha
         self.roles, self.targets = places(roles, targets)
         self.bits = choice('bits', integer('bits', bits), BITS)
@@ -141,8 +145,22 @@ class LoRA(Method):
         return isinstance(module, (nn.Linear, nn.Conv2d))
 
     def apply(self, trunk, parts):
-        for name, old, slices, of in layers(trunk, parts, self):
+        for name, old, slices, of in self.within(trunk, parts, layers(trunk, parts, self)):
             replace(trunk, name, self.make(old, rank_for(self, trunk, name, old, of), slices, of))
+
+    def within(self, trunk, parts, found):
+        """Of what `layers` found that in the last `blocks` blocks."""
+        if self.blocks is None:
+            return found
+        if parts is None:
+            raise ValueError(f'blocks={self.blocks}: e3va does not know the blocks of {type(trunk).__name__}; name '
+                             'layers of the last ones by targets=')
+        inside = {module for block in last_blocks(trunk, self.blocks) for module in block.modules()}
+        chosen = [one for one in found if one[1] in inside]
+        if not chosen:
+            raise ValueError(f'blocks={self.blocks}: the layers that are named, e.g. {found[0][0]}, lie outside the '
+                             f'last {self.blocks} blocks of {type(trunk).__name__}: take more blocks, or other layers')
+        return chosen
 
     def make(self, old, rank, slices, of):
         scale = self.alpha / self.rank

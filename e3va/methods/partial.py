@@ -1,7 +1,6 @@
 """Partial-k, a baseline of VPT's (Jia et al., ECCV 2022, arXiv 2203.12119) and E3VA's tables: the last blocks train."""
 from ..registry import METHODS
-from ..trunks import used
-from .base import Method, integer
+from .base import Method, integer, last_blocks
 
 
 @METHODS.register_module()
@@ -24,6 +23,5 @@ class Partial(Method):
         self.blocks = integer('blocks', blocks)
 
     def apply(self, trunk, parts):
-        found = [block for stage in used(trunk) for block in stage]
-        for block in found[-integer('blocks', self.blocks, high=len(found)):]:
+        for block in last_blocks(trunk, self.blocks):
             block.requires_grad_(True)

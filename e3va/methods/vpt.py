@@ -89,7 +89,7 @@ class VPT(Method):
         bound = math.sqrt(6 / (embedding.weight[0].numel() + embedding.out_channels))
         blocks = [block for stage in used(trunk) for block in stage]
         for block in blocks if self.deep else blocks[:1]:
-            block.prompts = Prompts(self.tokens, norm_of(block).weight, bound, self.dropout)
+            block.prompts = self.make(norm_of(block).weight, bound)
         for block in blocks if windowed or self.deep else ():
             attention = attention_of(block)
             if windowed and not hasattr(attention, 'relative_position_bias_table'):
@@ -101,6 +101,10 @@ class VPT(Method):
         if not self.deep:
             reroute(trunk, parts, shallow_windows if windowed else shallow_tokens)
 
+    def make(self, like, bound):
+        """The prompts of a block whose norm has the weight `like`."""
+        return Prompts(self.tokens, like, bound, self.dropout)
+
 
 def attention_of(block):
     """The module of a block that attends: OpenMMLab's Swins have it inside another, which cuts windows."""
@@ -109,11 +113,7 @@ def attention_of(block):
 
 def deep_tokens(block, attention, x, **options):
     """The stock attention of a ViT's normed tokens x (B, L, C), with the block's prompts to attend to."""
-    if options.get('attn_mask') is not None or options.get('is_causal'):
-        raise ValueError('VPT takes no attn_mask and no is_causal: prompts are to be seen by every token')
-    prompts, stock = block.prompts(x.shape[0]), type(attention).forward
-    if not type(block).__name__.endswith('PostNorm'):                   # whose attention reads what is not normed
-        prompts = norm_of(block)(prompts)
+    prompts, stock = read_prompts(block, x.shape[0], options), type(attention).forward
     if options.get('rope') is not None:                                 # is for patches: prompts stand in front of them
         with further_prefix(attention, prompts.shape[1]):
             return stock(attention, torch.cat((prompts, x), dim=1), **options)[:, prompts.shape[1]:]
@@ -123,12 +123,21 @@ def deep_tokens(block, attention, x, **options):
     return stock(attention, both, **options)[:, :x.shape[1]]
 
 
+def read_prompts(block, batch, options):
+    """A block's prompts as its attention reads them, which takes no masks beside."""
+    if options.get('attn_mask') is not None or options.get('is_causal'):
+        raise ValueError('VPT takes no attn_mask and no is_causal: prompts are to be seen by every token')
+    prompts = block.prompts(batch)
+    post = type(block).__name__.endswith('PostNorm')                    # its attention reads what is not normed
+    return prompts if post else norm_of(block)(prompts)
+
+
 def deep_windows(block, attention, x, mask=None):
     """The same for windows x (B W, N, C), W to an image."""
     return attend(attention, x, norm_of(block)(block.prompts(1)), mask)
 
 
-def attend(attention, x, prompts, mask, asking=False):
+def attend(attention, x, prompts, mask, asking=False, further=None):
     """The stock window attention with prompts in each window.
 
     Args:
@@ -136,6 +145,7 @@ def attend(attention, x, prompts, mask, asking=False):
         prompts (Tensor): normed (B, p, C), or (1, p, C) for all images.
         mask (Tensor): (W, N, N), added to the scores; or None.
         asking (bool): the prompts are queries too.
+        further (Tensor): keys and values (2, k, C) that no token stands behind, for every window; or None.
 
     Returns:
         Tensor: (B W, N, C), or (B W, p + N, C) with the prompts' rows in front.
@@ -148,7 +158,12 @@ def attend(attention, x, prompts, mask, asking=False):
     given, own = split(prompts), split(x)
     given = given[:, :, None].expand(-1, -1, x.shape[0] // prompts.shape[0], -1, -1, -1).flatten(1, 2)
     q = torch.cat((given[0], own[0]), dim=-2) if asking else own[0]
-    k, v = torch.cat((given[1:], own[1:]), dim=-2)
+    given = given[1:]
+    if further is not None:
+        further = further.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)[:, None].to(given.dtype)
+        given = torch.cat((further.expand(-1, x.shape[0], -1, -1, -1), given), dim=-2)
+        count += further.shape[-2]
+    k, v = torch.cat((given, own[1:]), dim=-2)
     bias = attention.relative_position_bias_table[attention.relative_position_index.view(-1)].view(size, size, -1)
     scores = attention.scale * q @ k.transpose(-2, -1) + F.pad(bias.permute(2, 0, 1), (count, 0, above, 0))
     if mask is not None:

@@ -101,8 +101,8 @@ class TunedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 def added(model):
     """The parameters that methods have added to their trunks, and that are no entries of the trunks' own weights."""
-    return {parameter for _, trunk in tuned_trunks(model) if not trunk.tuning.method.tunes_entries
-            for name, parameter in trunk.named_parameters() if name not in trunk.tuning.keys}
+    return {parameter for _, trunk in tuned_trunks(model) for name, parameter in trunk.named_parameters()
+            if name not in trunk.tuning.keys and not trunk.tuning.method.is_entry(name)}
 
 
 @contextlib.contextmanager

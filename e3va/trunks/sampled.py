@@ -14,7 +14,7 @@ from torch.autograd import Function
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
-from ..surgery import rebind, unbind
+from ..surgery import called, unwrap, wrap
 
 
 def sample_backward(trunk, parts, share):
@@ -33,7 +33,7 @@ def sample_backward(trunk, parts, share):
         raise ValueError(f'backward={share}: the batch norm {trained[0]} of {type(trunk).__name__} trains, and its '
                          'statistics are of the whole batch, which would be split: leave it out')
     entry = parts.ENTRY(trunk) if parts else 'forward'
-    rebind(trunk, entry, partial(forward, share, vars(trunk).get(entry) or entry))
+    wrap(trunk, entry, partial(forward, share))
 
 
 def by_chance(images, share):
@@ -63,8 +63,8 @@ def drawing(count):
 
 
 def forward(share, before, trunk, images, *args, **options):
-    """The trunk's outputs; `before` is what stood in this function's place, or its name in the class."""
-    run = partial(getattr(type(trunk), before), trunk) if isinstance(before, str) else before
+    """The trunk's outputs, by what stood in this function's place; see `surgery.wrap`."""
+    run = called(before, trunk)
     if not (trunk.training and torch.is_grad_enabled()):
         return run(images, *args, **options)
     count = draw(len(images), share)
@@ -113,11 +113,4 @@ class Still(Function):
 
 def whole_backward(trunk):
     """Undo `sample_backward`."""
-    for module in trunk.modules():
-        for name, bound in list(vars(module).items()):
-            function = getattr(bound, 'func', None)
-            if getattr(function, 'func', None) is forward:
-                unbind(module, name)
-                before = function.args[1]
-                if not isinstance(before, str):
-                    vars(module)[name] = before
+    unwrap(trunk, forward)

@@ -1,5 +1,7 @@
-"""Stock configs of mmdet and mmsegmentation, thin, with `--method e3va` and `--method lora`: a training step."""
+"""Stock configs of mmdet and mmsegmentation, thin, with `--method e3va`, `lora` and others: a training step."""
 import copy
+import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +11,10 @@ from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
 
 from e3va.command.config import apply_method, load_config, load_method, nodes, prepare
+from e3va.dmlora.method import draw
+from e3va.gps.gradients import select
+from e3va.gps.hook import task_loss
+from e3va.noah.method import drawn, set_sizes, space_of
 from e3va.registry import MODELS
 
 from .reduce import NECK, follow
@@ -80,16 +86,28 @@ def batch(cfg, count=2):
                 data_samples=truths)
 
 
-@pytest.mark.parametrize('method', ['e3va', 'lora'])
-@pytest.mark.parametrize('config', STOCK)
+# Methods that are about more than layers of their own, on a detector with masks and a segmenter.
+OTHERS = dict(spt_lora=dict(rank=2, budget=2000), spt_adapter=dict(rank=2, budget=2000), lst=dict(reduction=4),
+              adamix=dict(rank=2), adamix_lora=dict(rank=2), e2vpt=dict(segments=4), noah={})
+DENSE = [config for config in STOCK if 'mask-rcnn_swin' in config or 'pre_upernet' in config]
+
+
+@pytest.mark.parametrize('config,method', [
+    *itertools.product(STOCK, ('e3va', 'lora')), *itertools.product(DENSE, OTHERS)])
 def test_a_step(config, method):
     method_cfg = load_method(method)
-    method_cfg.method.rank = 2
+    method_cfg.method.update(OTHERS.get(method, dict(rank=2)))
     cfg = prepare(apply_method(thin(load_config(config), *STOCK[config]), method_cfg))
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = revert_sync_batchnorm(MODELS.build(cfg.model))
         model.init_weights()
+        if method.startswith('spt'):
+            select(model, [batch(cfg)], partial(task_loss, model))
+        if method.startswith('adamix'):
+            draw(model, 0)
+        if method == 'noah':
+            set_sizes(model.backbone, drawn(space_of(model.backbone, model.backbone.tuning.method), 0))
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
         before = {name: value.clone() for name, value in model.backbone.named_parameters()}
         losses = model.train().train_step(batch(cfg), wrapper)

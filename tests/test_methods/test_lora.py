@@ -9,8 +9,11 @@ from torch import nn
 import e3va
 from e3va.delta.peft import export_peft
 from e3va.methods.lora import LoRALinear
-from tests.conftest import build, distance, image, pair, stir
+from e3va.trunks import used
+from tests.conftest import build, distance, image, pair, projected, stir, tensors
 from tests.test_layers.test_quantised import FEW, plain
+
+from .counts import count
 
 
 @pytest.mark.parametrize('of,slices', [(1, (0,)), (3, (0, 2)), (3, (1,))])
@@ -173,3 +176,30 @@ def test_attention_of_torch(roles):
         export_peft(tuned, 'nowhere')
     with pytest.raises(ValueError, match='give dropout=0'):
         e3va.tune(stock, dict(type='LoRA', rank=3, bits=1))
+
+
+@pytest.mark.parametrize('trunk, blocks, first', [
+    ('swin_mmdet', 3, 'stages.1.blocks.1'), ('swin_mmdet_partial', 1, 'stages.2.blocks.0'), ('vit_timm', 1, 'blocks.3'),
+    ('convnext_mmpretrain', 1, 'stages.3.0')])
+def test_the_last_blocks(trunk, blocks, first):
+    """Those from `first` on have what LoRA in all has there, no other block has anything, and none gets a gradient."""
+    method, needs = dict(type='LoRA', rank=2, roles=('fc1', 'fc2')), {}
+    whole, tuned = build(trunk, method), build(trunk, dict(method, blocks=blocks))
+    names = list(e3va.delta(whole))
+    start = next(i for i, name in enumerate(names) if name.startswith(f'{first}.'))
+    assert list(e3va.delta(tuned)) == names[start:] and start
+    for block in (block for stage in used(tuned) for block in stage):
+        block.register_forward_hook(lambda block, _, out: needs.update({block: tensors(out)[0].requires_grad}))
+    projected(tuned(image(trunk))).backward()
+    assert list(needs.values()) == [False] * (len(needs) - blocks) + [True] * blocks and len(needs) > blocks
+    assert all(parameter.grad is not None for parameter in tuned.parameters() if parameter.requires_grad)
+
+
+def test_what_has_no_last_blocks():
+    for options, words in [(dict(blocks=0), 'blocks must be'), (dict(blocks=5), 'at least 1 and at most 4, not 5'),
+                           (dict(blocks=1, targets=r'blocks\.0\..*qkv'), 'lie outside the last 1 blocks')]:
+        with pytest.raises(ValueError, match=words):
+            build('vit_timm', dict(type='LoRA', rank=2, **options))
+    with pytest.raises(ValueError, match='does not know the blocks of Sequential'):
+        e3va.tune(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), dict(type='LoRA', rank=2, blocks=1))
+    assert count(dict(type='LoRA', rank=8, blocks=1)) == 24_576

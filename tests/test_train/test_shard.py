@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import MODELS
@@ -19,7 +19,7 @@ import e3va
 from e3va.delta import file as delta_file
 from e3va.train.resume import newest_checkpoint
 from e3va.train.shard import frozen, move
-from tests.conftest import build, in_two_processes
+from tests.conftest import build, in_processes, in_two_processes
 from tests.running import Classifier, runner_of, without_batch_norm
 
 RECOMPUTE = dict(type='LoRA', rank=3, alpha=6, recompute='block')
@@ -91,7 +91,7 @@ def parts(rank, folder):
         return real(output, *args, **options)
 
     setattr(torch.distributed, name, gather)                            # of this process alone
-    sharded = dict(batch=2, kind=partial(FlexibleRunner, launcher='pytorch',
+    sharded = dict(batch=4 // get_world_size(), kind=partial(FlexibleRunner, launcher='pytorch',
                                          strategy=dict(type='e3va.ShardStrategy')))
     for trunk, name in CASES:
         watch = Held()
@@ -122,6 +122,22 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize('trunk, name', CASES)
 def test_as_one_process(folder, tmp_path, trunk, name):
     """Weights after four steps; a checkpoint and a delta that one process loads."""
+    as_one_process(folder, tmp_path, trunk, name)
+
+
+@pytest.mark.slow
+def test_four_processes(tmp_path):
+    """The same, and what is left of a part where entries do not go up in four."""
+    build('vit_mmpretrain')
+    folder = in_processes(4, parts, tmp_path)
+    for i, (trunk, name) in enumerate(CASES):
+        (own := tmp_path / str(i)).mkdir()
+        as_one_process(folder, own, trunk, name)
+        held = [torch.load(folder / f'{trunk}-{name}-{rank}.pth') for rank in range(4)]
+        assert all(one['own'] < 0.5 * one['all'] for one in held)
+
+
+def as_one_process(folder, tmp_path, trunk, name):
     place = folder / f'{trunk}-{name}'
     runner = run_of(tmp_path / 'one', trunk, name, Held(), batch=4, kind=Runner)
     start = {key: value.clone() for key, value in runner.model.state_dict().items()}

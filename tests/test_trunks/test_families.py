@@ -155,7 +155,10 @@ METHODS = dict(
     AdaptFormer=dict(rank=2),
     Mona=dict(rank=4), RepAdapter=dict(rank=2), LoRand=dict(rank=2), Compacter=dict(rank=4, n=2),
     Partial=dict(blocks=1), NormTuning={}, VPT=dict(tokens=2), FacT=dict(rank=2), FourierFT=dict(n=20),
-    MoRA=dict(rank=2), GPS=dict(criterion='magnitude'), DMLoRA=dict(rank=2, branches=2))
+    MoRA=dict(rank=2), GPS=dict(criterion='magnitude'), DMLoRA=dict(rank=2, branches=2),
+    AdaMix=dict(rank=2, branches=2), E2VPT=dict(tokens=2, key_values=2, segments=2), NOAH=dict(sizes=(1, 2)),
+    LST=dict(reduction=4), SPT=dict(budget=1000, rank=2, criterion='random'))
+BRANCHED = ('DMLoRA', 'AdaMix')                                         # a step trains some of what trains
 
 
 def turns(items, always):
@@ -218,7 +221,7 @@ def test_methods(case, method):
         return
     tuned.tuning.hooked = True
     for module in tuned.modules():
-        if hasattr(module, 'choose') and method == 'DMLoRA':
+        if hasattr(module, 'choose') and method in BRANCHED:
             module.choose(0)
     x = image(case)
     if tuned.tuning.method.starts_at_trunk:
@@ -229,7 +232,7 @@ def test_methods(case, method):
     trained = {name for name, parameter in tuned.named_parameters() if parameter.requires_grad}
     given = {name for name, parameter in tuned.named_parameters() if parameter.grad is not None}
     lacking = trained - given
-    assert given <= trained and (not lacking or method == 'DMLoRA'), lacking
+    assert given <= trained and (not lacking or method in BRANCHED), lacking
     torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.1).step()
     moved = {name for name, value in tuned.state_dict().items() if not torch.equal(value, before[name])}
     buffers = {name for name, _ in tuned.named_buffers(remove_duplicate=False)}

@@ -4,9 +4,10 @@ r"""Tables of results, a line a method: mean and deviation over seeds for each t
     python tools/analysis_tools/compare.py work_dirs/sweep/rows.jsonl --cost cost.json --plot choice.png
 
 A row is a line of JSON with `task`, `method`, `seed`, `value` and, where there are several, `split`: those of 'test'
-are taken. Tasks of VTAB-1k and FGVC (files of configs/_base_/tasks without their trunk, e.g. vtab_dtd) have tables of
-their own. VTAB-1k has two averages in print, of the three groups (NOAH, Pear, DMLoRA) and of the nineteen tasks (GPS):
-both are given. A method that lacks tasks gets none, and what it lacks is named.
+are taken. Tasks of VTAB-1k and FGVC (files of configs/_base_/tasks, e.g. vtab_dtd_vit_b, or without the trunk) have
+tables of their own, in which the papers' printed numbers for ViT-B/16 stand below ours (printed.yml). VTAB-1k has two
+averages in print, of the three groups (NOAH, Pear, DMLoRA) and of the nineteen tasks (GPS): both are given. A method
+that lacks tasks gets none, and what it lacks is named.
 
 For other tasks the average is of what a method gains, as a share of what `--one` gains over `--zero`, over the tasks
 that tell these two apart: by more than three deviations of their seeds. With the rows of cost.py for `--cost`, memory
@@ -17,8 +18,11 @@ import argparse
 import json
 import re
 from collections import defaultdict
+from pathlib import Path
 from statistics import fmean as mean
 from statistics import stdev
+
+import yaml
 
 from e3va.command.line import one_line_errors
 from e3va.command.rows import seeds
@@ -26,15 +30,20 @@ from e3va.datasets import fgvc, vtab
 
 SUITES = dict(vtab=vtab.TASKS, fgvc=fgvc.TASKS)
 TITLES = dict(vtab='VTAB-1k', fgvc='FGVC')
+PRINTED = Path(__file__).with_name('printed.yml')
+TRUNK = 'vit_b'                                                         # of the printed numbers
 
 
 def read(files):
-    """{suite or '': {task: {method: {seed: value}}}}."""
+    """{(suite or '', trunk or ''): {task: {method: {seed: value}}}}."""
     results = defaultdict(lambda: defaultdict(dict))
     for (task, method), values in seeds(files, taken, 'task, method and value', 'the test split').items():
-        suite, _, name = task.partition('_')
-        suite, name = (suite, name) if name in SUITES.get(suite, ()) else ('', task)
-        results[suite][name][method] = values
+        suite, _, rest = task.partition('_')
+        name = next((name for name in SUITES.get(suite, ()) if f'{rest}_'.startswith(f'{name}_')), None)
+        if name is None:
+            results['', ''][task][method] = values
+        else:
+            results[suite, rest[len(name) + 1:]][name][method] = values
     return results
 
 
@@ -42,6 +51,13 @@ def taken(row):
     if row.get('split', 'test') != 'test':
         return None
     return (row['task'], row['method']), row.get('seed', 0), float(row['value'])
+
+
+def printed(suite, methods):
+    """[(label, numbers in the order of the suite's tasks)] of the papers' rows for some methods, in their order."""
+    tables = [table for table in yaml.safe_load(PRINTED.read_text()) if table['suite'] == suite]
+    return [(f'{method}, printed ({table["table"]})', row['values']) for method in methods for table in tables
+            for row in table['rows'] if row['method'] == method]
 
 
 # ---- averages
@@ -76,10 +92,11 @@ def gains(tasks, zero, one, counted):
 
 # ---- tables
 
-def table(suite, tasks, more=()):
+def table(suite, tasks, more=(), beside=()):
     """A Markdown table.
 
     Args:
+        beside (list): pairs (label, numbers of all tasks of the suite), rows that are not ours.
         more (iterable of (column, {method: number}, digits, whether the best is marked)): columns behind the tasks'.
     """
     methods = list(dict.fromkeys(method for values in tasks.values() for method in values))
@@ -98,6 +115,11 @@ def table(suite, tasks, more=()):
         counts = {len(values[method]) for values in tasks.values() if method in values}
         cells = [cell(name, values, digits, mark, method, tasks) for name, values, digits, mark in columns]
         lines.append([method, *cells, '-'.join(map(str, sorted({min(counts), max(counts)})))])
+    for label, values in beside:
+        means = averages(suite, dict(zip(SUITES[suite], values)))
+        shown = {**{task: f'{value:.1f}' for task, value in zip(SUITES[suite], values)},
+                 **{name: f'{value:.2f}' for name, value in means.items()}}
+        lines.append([label, *(shown[name] for name, *_ in columns), ''])
     text = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
     for method in methods if suite else ():
         missing = [task for task in SUITES[suite] if method not in tasks.get(task, ())]
@@ -191,9 +213,11 @@ def main(argv=None):
     if args.plot and not args.cost:
         parser.error('--plot draws against memory and time: give --cost too')
     with one_line_errors():
-        for suite, tasks in sorted(read(args.files).items()):
-            text = table(suite, tasks) if suite else chosen(tasks, args)
-            print(f'{TITLES.get(suite, "Tasks")}\n\n{text}\n')
+        for (suite, trunk), tasks in sorted(read(args.files).items()):
+            methods = dict.fromkeys(method for values in tasks.values() for method in values)
+            beside = printed(suite, methods) if trunk in ('', TRUNK) else ()
+            text = table(suite, tasks, beside=beside) if suite else chosen(tasks, args)
+            print(f'{TITLES.get(suite, "Tasks")}{", " * bool(trunk)}{trunk}\n\n{text}\n')
 
 
 if __name__ == '__main__':

@@ -21,9 +21,9 @@ sys.path.insert(0, str(ROOT))
 
 WORKS, MERGES, REFUSES = '○', '●', '–'
 METHODS = (
-    'Full', 'Fixed', 'LoRA', 'E3VAMix', 'DMLoRA', 'GPS', 'SSF', 'BitFit', 'NormTuning', 'FourierFT', 'MoRA', 'FacT',
-    'E3VA', 'Adapter', 'AdapterPfeiffer', 'AdaptFormer', 'Mona', 'RepAdapter', 'LoRand', 'Compacter', 'Partial', 'VPT',
-    'EVP')
+    'Full', 'Fixed', 'LoRA', 'E3VAMix', 'DMLoRA', 'AdaMix', 'GPS', 'SPT', 'SSF', 'BitFit', 'NormTuning', 'FourierFT',
+    'MoRA', 'FacT', 'E3VA', 'LST', 'Adapter', 'AdapterPfeiffer', 'AdaptFormer', 'Mona', 'RepAdapter', 'LoRand',
+    'Compacter', 'Partial', 'VPT', 'E2VPT', 'NOAH', 'EVP')
 OPTIONS = dict(AdapterPfeiffer=dict(rank=2), EVP=dict(reduction=4))    # of the others: METHODS of test_families.py
 HEAD = f"""# Backbones and methods
 
