@@ -60,6 +60,15 @@ def test_without_test_rows_the_best_on_val_counts():
     assert (entry.split, entry.values, entry.setting) == ('val', {0: 70}, {'rate': .1})
 
 
+def test_val_is_not_compared_with_test():
+    """A method that is not through yet is in the table, and in no figure."""
+    found = view([row(40, 1, 'test', saved_mib=2), row(42, 1, 'val', saved_mib=2),
+                  dict(row(90, saved_mib=1), method='early'), dict(row(41, 1, 'test', saved_mib=3), method='done')])
+    assert found.split == 'test' and list(found.compared) == ['m', 'done'] and found.best is found.entries['done']
+    drawn, = figures.tradeoffs(found, figures.looks(found.entries))
+    assert [trace.get('name') for trace in drawn['data'][1:]] == ['m', 'done']
+
+
 def test_another_budget_is_another_task():
     found = results.views(results_of([row(1, shown=224, epochs=3), row(2, shown=336, epochs=3)]))
     assert [each.title for each in found] == ['t, 224 px', 't, 336 px']

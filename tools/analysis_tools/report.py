@@ -99,8 +99,9 @@ def facts(rows):
 
 
 def says(view):
-    splits = sorted({entry.split for entry in view.entries.values()})
-    told = f'{view.metric} on {" or, where there is none, ".join(reversed(splits))}; ± is the deviation of the seeds. '
+    told = f'{view.metric} on {view.split}; ± is the deviation of the seeds. '
+    if len(view.compared) < len(view.entries):
+        told += 'Those marked (val) have no score on test so far, and are compared with none. '
     told += 'Dotted: the Pareto front, on which no method is both cheaper and better.'
     if len(view.devices) > 1:
         told += f' Times are of different devices ({", ".join(view.devices)}), so do not compare all of them.'
@@ -123,17 +124,16 @@ def score(entry, values=None, best=False):
 def methods(page, view, look):
     """The table of a task."""
     from reporting.results import COSTS
-    entries = sorted(view.entries.items(), key=lambda item: -item[1].mean)
+    entries = sorted(view.entries.items(), key=lambda item: (item[1].split, -item[1].mean))
     costs = [cost for cost in COSTS if any(cost in entry.costs for _, entry in entries)]
     val = any(entry.split == 'test' and entry.val for _, entry in entries)
-    split = 'test' if any(entry.split == 'test' for _, entry in entries) else 'val'
     tuned = any(entry.setting for _, entry in entries)
-    head = ['method', split, *['val'] * val, *(COSTS[cost][1] for cost in costs), 'seeds',
+    head = ['method', view.split, *['val'] * val, *(COSTS[cost][1] for cost in costs), 'seeds',
             *['setting', 'settings tried'] * tuned]
     rows = []
     for method, entry in entries:
-        mark = ' (val)' if entry.split != split else ''
-        words, *rest = score(entry, best=entry.mean == view.best)
+        mark = ' (val)' if entry.split != view.split else ''
+        words, *rest = score(entry, best=entry is view.best)
         cells = [method, (words + mark, *rest), *[score(entry, entry.val) if entry.split == 'test' else ''] * val]
         cells += [(number(entry.costs[cost], 0 if cost in ('trained', 'delta_bytes') else 1), entry.costs[cost])
                   if cost in entry.costs else '' for cost in costs]
@@ -146,7 +146,7 @@ def overview(page, found, look, args):
     """All tasks: scores, and what each method gains of what args.one gains over args.zero."""
     from analysis_tools.compare import apart, gains
     from reporting.figures import against
-    tasks = {view.title: {method: entry.values for method, entry in view.entries.items()} for view in found}
+    tasks = {view.title: {method: entry.values for method, entry in view.compared.items()} for view in found}
     told = apart(tasks, args.zero, args.one)
     counted = [task for task, (gain, deviation) in told.items() if gain > 3 * deviation]
     shares = gains(tasks, args.zero, args.one, counted)
@@ -159,8 +159,8 @@ def overview(page, found, look, args):
     for method in look:
         cells = [method] + [(f'{shares[method]:.2f}', shares[method]) if method in shares else ''] * bool(shares)
         for view in found:
-            entry = view.entries.get(method)
-            cells.append(score(entry, best=entry.mean == view.best) if entry else '')
+            entry = view.compared.get(method)
+            cells.append(score(entry, best=entry is view.best) if entry else '')
         rows.append((look[method], cells))
     page.table(head, rows, 'all tasks')
     figures = []

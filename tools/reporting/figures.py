@@ -57,7 +57,7 @@ def tradeoffs(view, look):
     """A figure for each cost that at least two methods have, which differ in it."""
     found = []
     for cost, (text, short) in COSTS.items():
-        points = [(method, entry.costs[cost], entry.mean, entry.spread) for method, entry in view.entries.items()
+        points = [(method, entry.costs[cost], entry.mean, entry.spread) for method, entry in view.compared.items()
                   if cost in entry.costs]
         if len({point[1] for point in points}) > 1:
             found.append(against(points, look, text, view.metric, short.partition(', ')[2]))

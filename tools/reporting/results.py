@@ -7,7 +7,7 @@ from statistics import stdev
 from e3va.command import rows as files
 
 SETTING = ('rate', 'factors_rate', 'weight_decay')                      # what a method may be tried with
-BUDGET = ('shown', 'epochs', 'steps')                                   # another one is another task
+BUDGET = ('shown', 'epochs')                                            # another one is another task
 COSTS = dict(                                                           # key of a row: (title, short title)
     saved_mib=('saved for backward, MiB', 'saved, MiB'), peak_mib=('peak memory, MiB', 'peak, MiB'),
     train_s=('time of the training steps, s', 'training, s'),
@@ -45,8 +45,17 @@ class View:
     devices: list
 
     @property
+    def split(self):
+        return 'test' if any(entry.split == 'test' for entry in self.entries.values()) else 'val'
+
+    @property
+    def compared(self):
+        """{method: entry} of those that were scored on the same split; others are in the table alone."""
+        return {method: entry for method, entry in self.entries.items() if entry.split == self.split}
+
+    @property
     def best(self):
-        return max(entry.mean for entry in self.entries.values())
+        return max(self.compared.values(), key=lambda entry: entry.mean)
 
 
 def read(paths):
@@ -88,7 +97,7 @@ def title(key, groups):
     words = [key[0]]
     if any(other[1] != key[1] for other in others):
         words.append(key[1])
-    for i, (name, text) in enumerate(zip(BUDGET, ('{} px', '{} epochs', '{} steps'))):
+    for i, (name, text) in enumerate(zip(BUDGET, ('{} px', '{} epochs'))):
         if any(other[2][i] != key[2][i] for other in others) and key[2][i] is not None:
             words.append(text.format(key[2][i]))
     return ', '.join(words)
