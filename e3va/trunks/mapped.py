@@ -4,7 +4,6 @@ import os
 import re
 from functools import partialmethod
 
-from mmengine.model import base_module, weight_init
 from mmengine.registry import MODELS as ROOT
 from torch import nn
 
@@ -36,6 +35,7 @@ def build_mapped(config):
     Raises:
         ValueError: no `.safetensors` file at hand, or one that leaves parameters out.
     """
+    from mmengine.model import base_module, weight_init  # slow to import, and not for timm users
     init = config.get('init_cfg')
     file = init.get('checkpoint') if isinstance(init, dict) else None
     if not str(file).endswith('.safetensors') or not os.path.isfile(file):

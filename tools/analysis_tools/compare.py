@@ -162,6 +162,7 @@ def plain(name, methods):
 def plot(found, shares, path):
     """Share of the gain against memory and against time; found: see `costs`."""
     from e3va.cost.plot import clean, label, plt
+    from e3va.files.whole import save_figure
     figure, panels = plt.subplots(1, 2, figsize=(12, 5.2), layout='constrained', sharey=True)
     titles = 'saved for backward, (method - fixed) / (full - fixed)', 'time of a training step / that of fixed'
     for i, (axes, title) in enumerate(zip(panels, titles), 1):
@@ -175,7 +176,7 @@ def plot(found, shares, path):
     figure.set_layout_engine('none')
     for axes in panels:
         label(axes, list(found))
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)
     plt.close(figure)
 
 
