@@ -8,5 +8,6 @@ class Fixed(Method):
     """No parameter of the trunk trains (but its output norms with `train_out_norms=True`)."""
 
     mergeable = True
+    linear = {}
     needs_family = False
     trunk_mode = 'eval'
