@@ -5,6 +5,7 @@ and in every config nested in it; other builders import what other keys say. Wha
 file that is at hand has values for, and no pattern is searched for that could take for ever.
 """
 import contextlib
+import importlib
 import inspect
 import json
 import math
@@ -160,6 +161,7 @@ def task_config(config):
         raise ValueError(f'{wrong}: scope={str(scope)[:50]!r} is not mmdet, mmseg or mmpretrain')
     clean, given = without_loads(config), config['model'].get('backbone')
     backbone = clean['model'].get('backbone')
+    import_library(scope)
     with DefaultScope.overwrite_default_scope(scope):
         method = None
         if isinstance(backbone, dict) and backbone.get('type') in TUNED:
@@ -175,6 +177,12 @@ def task_config(config):
     if isinstance(given, dict):
         backbone.update(pretrained_init(given))
     return clean
+
+
+def import_library(scope):
+    """Have the models and transforms of an OpenMMLab library registered."""
+    for part in ('models', 'datasets.transforms'):
+        importlib.import_module(f'{scope}.{part}')
 
 
 def pretrained_init(config):

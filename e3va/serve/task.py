@@ -1,6 +1,5 @@
 """A task: the model of a delta or checkpoint around the trunk that is in memory."""
 import dataclasses
-import importlib
 import os
 import threading
 from typing import Any
@@ -182,7 +181,6 @@ def settings(path, config, text, recorded):
     if config is None and text is None:
         raise ValueError(f'{path} does not say which config it belongs to (it was saved without one): give config=')
     if config is None:
-        import_library('mmdet'), import_library('mmseg'), import_library('mmpretrain')
         try:
             return heard(text), True
         except ValueError as error:
@@ -206,8 +204,9 @@ def load(config):
 
 def build(what, cfg, strange, most):
     """The model of a config, with values at random; of a file's own config in no more than `most` values."""
+    if cfg.scope in ('mmdet', 'mmseg', 'mmpretrain'):
+        foreign.import_library(cfg.scope)
     with DefaultScope.overwrite_default_scope(cfg.scope):
-        import_library(cfg.scope)
         if not strange:
             return MODELS.build(cfg.model)
         try:
@@ -216,12 +215,6 @@ def build(what, cfg, strange, most):
         except Exception as error:                                      # whatever a constructor makes of odd options
             kind = '' if type(error) is ValueError else f'{type(error).__name__}: '
             raise ValueError(f'the model of {what} cannot be built: {kind}{error}') from error
-
-
-def import_library(scope):
-    """Have a library's classes registered."""
-    for part in ('models', 'datasets.transforms'):
-        importlib.import_module(f'{scope}.{part}')
 
 
 def given_or_run(trunk, image, **options):
