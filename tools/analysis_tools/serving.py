@@ -101,7 +101,7 @@ def base_of(folder, trunk, size):
         state = MODELS.build(cfg.model).backbone.state_dict()
     path = folder / 'trunk.pth'
     with e3va.files.whole.replacing(path) as file:
-        torch.save({name: value for name, value in state.items() if not name.startswith(('norm', 'ln1'))}, file)
+        torch.save(state, file)
     return path
 
 
