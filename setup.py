@@ -95,8 +95,9 @@ setup(
             'timm>=1.0.31,<1.1',
         ],
         'sam': ['segment-anything>=1.0,<2'],                 # the prompt encoder and mask decoder of e3va.SAMSegmentor
+        'app': ['gradio>=5,<7'],                             # the page of tools/demo/app.py
         'tests': ['pytest>=9,<10', 'pytest-timeout>=2.4,<3', 'pytest-xdist>=3.8,<4', 'onnx>=1.23,<2',
-                  'torchao>=0.18,<0.19'],
+                  'onnxruntime>=1.32,<2', 'torchao>=0.18,<0.19'],
     },
     cmdclass=dict(build_py=BuildWithMim, bdist_wheel=WheelWithMim, develop=DevelopWithMim, sdist=SourceWithMim),
     zip_safe=False,

@@ -13,6 +13,7 @@ TOP = {'__init__', 'registry', 'compat', 'surgery', 'loading', 'tuned', 'report'
 # Tests that no file of their room stands beside, and why.
 ALONE = {
     'test_contract.py': 'what every method keeps on every family of trunks',
+    'test_export.py': 'models through torch.export and ONNX',
     'test_device.py': 'what holds on a GPU as on a CPU',
     'test_habits.py': 'what no file does',
     'test_imports.py': 'the package as a whole',
