@@ -52,7 +52,7 @@ def file_of(path):
     if NAME in files or len(files) == 1:
         return os.path.join(path, NAME if NAME in files else files[0])
     there = f', but {", ".join(files[:5])}: name one' if files else ''
-    raise ValueError(f'the folder {path} holds no {NAME}{there}')
+    raise ValueError(f'there is no delta file {NAME} in the folder {path}{there}')
 
 
 def of_hub(name):

@@ -35,7 +35,8 @@ TASKS = re.compile(
     r'task_modules\.(assigners|coders|prior_generators|samplers)|utils)|'
     r'mmseg\.models\.(backbones|data_preprocessor|decode_heads|losses|necks|segmentors|utils)|'
     r'mmpretrain\.models\.(backbones|classifiers|heads|losses|necks|utils\.(data_preprocessor|norm|layer_scale))|'
-    r'mmcv\.(cnn|ops|transforms)|(mmdet|mmseg|mmpretrain)\.datasets\.transforms|mmengine\.model|torch\.nn|e3va)\b')
+    r'mmcv\.(cnn|ops|transforms)|(mmdet|mmseg|mmpretrain)\.datasets\.transforms|mmengine\.(model|utils\.dl_utils)|'
+    r'torch\.nn|e3va)\b')
 FETCHES = re.compile(r'HuggingFace|Timm(Classifier|Backbone)|TIMM|Distill|Albu|Inferencer|Bert')
 TUNED = 'e3va.Tuned', 'Tuned'
 FUNCTIONS = 'nms', 'soft_nms', 'nms_match', 'RoIAlign', 'RoIPool'      # of mmcv.ops, which evaluates these names

@@ -114,7 +114,7 @@ def of_delta(source, pool, config, base, device):
     recorded = meta['trunks'][0]
     cfg, strange = settings(path, config, meta.get('config'), recorded)
     most = max(LEAST, sum(value.numel() for value in tensors.values())
-               + (sum(value.numel() for value in pool.stock.values()) or size_of(path, recorded, base)))
+               + (pool.nbytes or size_of(path, recorded, base)))        # layers that adopt a weight count it again
     what = f'the delta {path}'
     shared, model = True, None
     if pool.tensors and strength == 1:                                  # else it asks for the trunk's own norms, too

@@ -30,7 +30,7 @@ def test_none(given, said):
 
 
 def test_folders(tmp_path):
-    with pytest.raises(ValueError, match='holds no delta.safetensors'):
+    with pytest.raises(ValueError, match='there is no delta file delta.safetensors in'):
         place(f'e3va://{tmp_path}')
     (tmp_path / 'one.safetensors').touch()
     assert place(str(tmp_path))[0] == str(tmp_path / 'one.safetensors')
