@@ -47,3 +47,32 @@ def test_the_page(app, server):
     pytest.importorskip('gradio')
     labels = [block.label for block in app.page(server).blocks.values() if getattr(block, 'label', None)]
     assert {'Image', 'Tasks', 'Add a delta', 'What each task finds', 'Memory and time'} <= set(labels)
+
+
+@pytest.mark.slow
+def test_in_a_browser(app, server, tmp_path):
+    """A delta is added by its file, an image is looked at; in chromium, where playwright and gradio are installed."""
+    import shutil
+
+    import cv2
+    pytest.importorskip('gradio')
+    browser = pytest.importorskip('playwright.sync_api')
+    if not shutil.which('chromium'):
+        pytest.skip('no chromium')
+    cv2.imwrite(str(tmp_path / 'image.png'), picture())
+    more = make(tmp_path, 'mmpretrain', 'lora', base(tmp_path, 'vit_mmpretrain'), vit=True, seed=5)[0]
+    shown = app.page(server)
+    _, address, _ = shown.launch(server_name='127.0.0.1', prevent_thread_lock=True, quiet=True)
+    try:
+        with browser.sync_playwright() as opened:
+            page = opened.chromium.launch(executable_path=shutil.which('chromium'), args=['--no-sandbox']).new_page()
+            page.goto(address, wait_until='domcontentloaded')
+            page.locator('input[type=file][accept*="safetensors"]').set_input_files(str(more))
+            page.wait_for_selector(f'label:has-text("{more.stem}")')
+            page.locator('input[type=file][accept*="image"]').set_input_files(str(tmp_path / 'image.png'))
+            page.wait_for_timeout(1000)
+            page.click('button:has-text("Look")')
+            page.wait_for_selector('text=3 tasks')
+            assert page.locator('img').count() >= 4
+    finally:
+        shown.close()

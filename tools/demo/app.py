@@ -76,8 +76,10 @@ def page(server):
                 go = gradio.Button('Look', variant='primary')
                 file = gradio.File(label='Add a delta', file_types=['.safetensors'], type='filepath')
             with gradio.Column(scale=2):
-                pictures = gradio.Gallery(label='What each task finds', columns=2, object_fit='contain')
-                table = gradio.Dataframe(headers=['', '', ''], label='Memory and time', interactive=False)
+                pictures = gradio.Gallery(label='What each task finds', columns=2, object_fit='contain',
+                                          height='auto')
+                table = gradio.Dataframe(headers=['part', 'memory, time', 'method'], label='Memory and time',
+                                         interactive=False)
         go.click(run, [image, names, score], [pictures, table])
         file.upload(add, file, names)
     return app
