@@ -20,7 +20,7 @@ from .registry import METHODS, MODELS
 from .surgery import near, rebind
 from .trunks import FAMILIES, family_of, head_entries
 from .trunks.channels import other_images
-from .trunks.mapped import build_mapped, wanted
+from .trunks.mapped import build, wanted
 from .trunks.recompute import recompute_blocks
 from .trunks.sampled import sample_backward
 from .trunks.walk import let_stock_checkpoint
@@ -88,7 +88,7 @@ def Tuned(trunk: str, method: str | dict, also: Sequence[str] = (), recompute: s
     compat.patch_mmcv()
     config = dict(type=scoped(trunk), **options)
     check_out_indices(trunk, options)
-    module = build_mapped(config) if wanted() else ROOT.build(dict(config))
+    module = build(config)
     tune(module, method, config=config, also=also, recompute=recompute, backward=backward)
     if wanted():
         loading.brought(module)

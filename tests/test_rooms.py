@@ -8,11 +8,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # In reading order: a file imports from its own room and from those in front of it. docs: CONTRIBUTING.md.
 ROOMS = ('__init__ registry compat surgery files loading layers trunks methods highway tuned report delta train gps '
-         'spt e2vpt dmlora adamix noah pear models datasets command cost __main__').split()
+         'spt e2vpt dmlora adamix noah pear models serve datasets command cost __main__').split()
 TOP = {'__init__', 'registry', 'compat', 'surgery', 'loading', 'tuned', 'report', '__main__'}
 # Tests that no file of their room stands beside, and why.
 ALONE = {
     'test_contract.py': 'what every method keeps on every family of trunks',
+    'test_export.py': 'models through torch.export and ONNX',
     'test_device.py': 'what holds on a GPU as on a CPU',
     'test_habits.py': 'what no file does',
     'test_imports.py': 'the package as a whole',
@@ -22,6 +23,7 @@ ALONE = {
     'test_setup.py': 'setup.py',
     'test_train_mode.py': 'what every method holds in eval',
     'test_delta/test_quantised.py': 'deltas of few bits, through all of the room',
+    'test_delta/test_versions.py': 'files that earlier versions wrote',
     'test_layers/test_gradcheck.py': 'every custom function, of whichever room',
     'test_highway/test_counts.py': "the paper's tables",
     'test_highway/test_formula.py': 'equations 7 and 8 by hand',

@@ -256,9 +256,9 @@ def train(run):
     from e3va.command.checks import check
     from e3va.command.config import apply_method, load_config, prepare
     from e3va.command.processes import build_runner
-    from e3va.command.rows import commit
     from e3va.cost.saved import saved_mib
     from e3va.cost.spec import parse as parse_methods
+    from e3va.files.checkout import commit
     from e3va.files.whole import alone, write
     from e3va.train.resume import newest_checkpoint
     cfg = load_config(run.config)

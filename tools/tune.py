@@ -199,7 +199,7 @@ def finish(runner, cfg, out, found, data, why, console):
               for split in ('val', 'test') if split == 'val' or found.split('test')}
     delta = out / 'delta.safetensors'
     dataset = runner.val_dataloader.dataset
-    e3va.save_delta(runner.model, delta, dataset_meta=dataset.metainfo)
+    e3va.save_delta(runner.model, delta, dataset_meta=dataset.metainfo, config=runner.cfg)
     runner.model.eval()
     samples = [show.predict(runner.model, dataset, i) for i in range(min(len(dataset), 200))]
     goods = [show.good(sample, show.truth_of(dataset, i)) for i, sample in enumerate(samples)]

@@ -15,7 +15,10 @@ TOOLS = dict(
     sweep=('sweep.py', 'many methods on many tasks by one protocol'),
     search=('search.py', "a NOAH supernet's best subnet"),
     compare=('analysis_tools/compare.py', 'tables of measured rows'),
-    report=('analysis_tools/report.py', 'a page of measured rows'))
+    report=('analysis_tools/report.py', 'a page of measured rows'),
+    serve=('serve_images.py', 'a folder of images by several deltas on one backbone'),
+    delta=('misc/delta.py', 'what is inside a delta'),
+    publish=('model_converters/publish_delta.py', 'a delta of a checkpoint, or a folder of one for a hub'))
 DOCTOR = 'versions, devices, what works and what does not, and what to do'
 
 

@@ -1,7 +1,5 @@
 """Measured results as JSON lines, a row a line: `task`, `method`, `seed`, `value` and what else was measured."""
 import json
-import subprocess
-from pathlib import Path
 
 
 def read(files, take, has):
@@ -52,13 +50,3 @@ def seeds(files, take, has, of):
     if not found:
         raise ValueError(f'{", ".join(map(str, files))}: no row of {of}')
     return found
-
-
-def commit():
-    """Short hash of the checkout that this is, or None outside of one (and before its first commit)."""
-    try:
-        done = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=Path(__file__).parent, text=True,
-                              capture_output=True)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -94,6 +94,8 @@ def check(meta):
                 and entry[0] in BITS[:-1] and min(entry) > 0):
             raise ValueError(f'packed: {name} is {str(entry):.80} and not its bits and shape')
     dataset_meta = expect('dataset_meta', meta.get('dataset_meta') or {}, dict)
+    for name in ('config', 'commit'):
+        expect(name, meta.get(name), (str, type(None)))
     return dict(meta, trunks=trunks, packed=packed, dataset_meta=dataset_meta)
 
 

@@ -50,7 +50,8 @@ class DeltaHook(Hook):
         path = path_of(runner, self.name)
         try:
             delta_file.write(path, {name: checkpoint['state_dict'][name] for name in delta(model)},
-                             describe(model, base, checkpoint['meta'].get('dataset_meta')), quantised_entries(model))
+                             describe(model, base, checkpoint['meta'].get('dataset_meta'), runner.cfg,
+                                      averaged='ema_state_dict' in checkpoint), quantised_entries(model))
         except Unwritten as error:
             runner.logger.error(f'the run goes on without this delta: {error}')
             return

@@ -14,6 +14,7 @@ from ..loading import shorten
 from ..methods import build_method
 from ..tuned import tuned_trunks
 from . import file as delta_file
+from .address import place
 from .base import find_base, inside
 from .extract import delta, frozen, frozen_names
 from .file import fingerprint
@@ -27,7 +28,7 @@ def load_delta(model: nn.Module, path: str | os.PathLike, base: str | None = Non
 
     Args:
         model (nn.Module): built from the same config (or tuned by the same method) as the model that was saved.
-        path (str): the file.
+        path (str): the file, its folder, or an `e3va://` address.
         base (str): file or URL of the trunk's weights. Default: the weights that the trunk has, if they are the right
             ones, else the file that the delta recorded. A URL that it recorded is not fetched: give it as `base`.
 
@@ -38,6 +39,9 @@ def load_delta(model: nn.Module, path: str | os.PathLike, base: str | None = Non
         ValueError: a damaged file; missing, extra or misshapen entries, or values that no training can have left; a
             base that is not the recorded one. The model is then as it was.
     """
+    path, base, strength = place(path, base)
+    if strength != 1:
+        raise ValueError(f'{path}: load_delta takes a delta as it is; with a strength load it as a checkpoint, e3va://')
     tensors, meta = delta_file.read(path)
     trunks, records = tuned_trunks(model), records_of(path, meta, model)
     right = base is None and all(fingerprint(frozen(trunk)) == records[prefix]['sha256'] for prefix, trunk in trunks)

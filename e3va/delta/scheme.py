@@ -1,4 +1,4 @@
-"""`e3va://DELTA[?base=FILE]` as a checkpoint, for every OpenMMLab API that loads one.
+"""`e3va://DELTA[?base=FILE]` (see `address`) as a checkpoint, for every OpenMMLab API that loads one.
 
 The base is loaded into a stock trunk, checked against the delta's record, and given out with the delta as one ordinary
 checkpoint. So a delta can never meet a random or a wrong trunk, whatever the model is that receives it.
@@ -16,10 +16,12 @@ from ..layers import QuantisedLinear
 from ..layers.quantised import quantised_entries
 from ..tuned import tune
 from . import file as delta_file
+from .address import place
 from .base import find_base, inside, size_of
 from .extract import delta
 from .load import misfits, recorded_method
 from .merge import merge
+from .mix import weakened
 
 LEAST = 2 ** 19                         # values that any delta gets room for: what is wrong with a small base is said
 being_read = ContextVar('being_read', default=())
@@ -32,9 +34,9 @@ def register(checkpoint):
 
 def load_scheme(filename, map_location=None, logger=None):
     """An ordinary checkpoint dict, on the CPU; ValueError for a damaged delta or a base that is not found."""
-    path, _, base = filename[len('e3va://'):].partition('?base=')
+    path, base, strength = place(filename)
     with once(path):
-        return whole_checkpoint(path, base or None)
+        return whole_checkpoint(path, base, strength=strength)
 
 
 @contextlib.contextmanager
@@ -50,13 +52,14 @@ def once(path):
         being_read.reset(token)
 
 
-def whole_checkpoint(path, base=None, merged=False):
+def whole_checkpoint(path, base=None, merged=False, strength=1.):
     """A delta and its base as one checkpoint, for the config that was trained.
 
     Args:
         path (str): the delta.
         base (str): file or URL of the trunk's weights; default: what the delta recorded.
         merged (bool): for the stock config instead; ValueError where the method cannot be merged.
+        strength (float): of the task, see `mix.weakened`.
 
     Returns:
         dict: `state_dict`, and `meta` with the classes.
@@ -71,6 +74,7 @@ def whole_checkpoint(path, base=None, merged=False):
         mine = inside(tensors, prefix)
         if wrong := misfits(mine, delta(trunk), quantised_entries(trunk), inside(meta['packed'], prefix)):
             raise ValueError(f'the delta {path} does not fit the trunk that it describes ({"; ".join(wrong)})')
+        mine = weakened(mine, trunk.tuning.method, stock, strength, path)
         trunk.load_state_dict({**stock, **mine})
         trunk = merge(trunk) if merged else trunk
         own = trunk.state_dict()

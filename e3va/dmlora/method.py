@@ -245,6 +245,7 @@ class DMLoRA(Method):
     """
 
     mergeable = True
+    linear = {'scale': 0.}
     needs_family = False
     adapted = (nn.Linear, nn.Conv2d)
     hook = 'e3va.DMLoRAHook'

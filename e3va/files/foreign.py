@@ -5,6 +5,7 @@ and in every config nested in it; other builders import what other keys say. Wha
 file that is at hand has values for, and no pattern is searched for that could take for ever.
 """
 import contextlib
+import importlib
 import inspect
 import json
 import math
@@ -13,6 +14,7 @@ import re
 
 import torch
 from mmengine.registry import MODELS as ROOT
+from mmengine.registry import TASK_UTILS, TRANSFORMS, DefaultScope
 from mmengine.registry import registry as lookup
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
@@ -25,7 +27,20 @@ NO_SIZES = 'seed', 'budget', 'step'                                     # option
 OURS = re.compile(r'((mmdet|mmseg|mmpretrain)\.models\.(backbones|layers|utils)|mmcv\.(cnn|ops)|torch\.nn|e3va)\b')
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain', 'mmcv', 'mmengine', 'torch', 'timm', 'transformers')
 # Options by which stock classes load files, or fetch them.
-LOADS = ('init_cfg', 'pretrained', 'checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir')
+LOADS = ('init_cfg', 'pretrained', 'checkpoint_path', 'pretrained_cfg', 'pretrained_cfg_overlay', 'cache_dir',
+         'backend_args', 'file_client_args')
+# The same of what makes a task: heads, what they are made of, and what happens to an image. Left out is what fetches a
+# language model, reads the config of a teacher, or evaluates a text (torchvision's transforms, trackers).
+TASKS = re.compile(
+    r'(mmdet\.models\.(backbones|data_preprocessors|dense_heads|detectors|layers|losses|necks|roi_heads|seg_heads|'
+    r'task_modules\.(assigners|coders|prior_generators|samplers)|utils)|'
+    r'mmseg\.models\.(backbones|data_preprocessor|decode_heads|losses|necks|segmentors|utils)|'
+    r'mmpretrain\.models\.(backbones|classifiers|heads|losses|necks|utils\.(data_preprocessor|norm|layer_scale))|'
+    r'mmcv\.(cnn|ops|transforms)|(mmdet|mmseg|mmpretrain)\.datasets\.transforms|mmengine\.(model|utils\.dl_utils)|'
+    r'torch\.nn|e3va)\b')
+FETCHES = re.compile(r'HuggingFace|Timm(Classifier|Backbone)|TIMM|Distill|Albu|Inferencer|Bert')
+TUNED = 'e3va.Tuned', 'Tuned'
+FUNCTIONS = 'nms', 'soft_nms', 'nms_match', 'RoIAlign', 'RoIPool'      # of mmcv.ops, which evaluates these names
 
 
 # ---- Texts -----------------------------------------------------------------------------------------------------------
@@ -97,10 +112,15 @@ def nothing(name):
     return None
 
 
+def known_to(root, name):
+    """What a registry, or its child of the current scope, has under a name; None."""
+    with no_imports(), root.switch_scope_and_registry(None) as registry:
+        return registry.get(name)
+
+
 def registered(name):
     """The class (or function of e3va) of a name in OpenMMLab's registries of models; None for any other."""
-    with no_imports():
-        found = ROOT.get(name)
+    found = known_to(ROOT, name)
     own = getattr(found, '__module__', '').partition('.')[0] not in LIBRARIES
     kind = inspect.isclass(found) and issubclass(found, nn.Module)
     if OURS.match(getattr(found, '__module__', '')):
@@ -118,15 +138,75 @@ def trunk_config(config):
     """
     if not isinstance(config, dict) or not isinstance(config.get('type'), str):
         raise ValueError(f"the trunk's config names no type: {str(config):.200}")
-    init_cfg = config.get('init_cfg')
     clean = without_loads(config)
     check(clean, 'trunk.config')
-    if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
-        clean['init_cfg'] = {key: value for key, value in init_cfg.items()
-                             if key in ('type', 'checkpoint', 'prefix') and isinstance(value, str)}
+    clean.update(pretrained_init(config))
     if clean['type'].rpartition('.')[2] == 'TIMMBackbone':
         clean['pretrained'] = False                                     # in mmseg it is True where nothing is said
     return clean
+
+
+def task_config(config):
+    """What a file says of its task, as what can be built: dict(scope, model, pipeline), which loads nothing.
+
+    Raises:
+        ValueError: a type that is no registered class of a library's models or transforms, a dotted name anywhere.
+    """
+    wrong = 'the recorded config is not dict(scope=..., model=dict(type=...), pipeline=[dict(type=...), ...])'
+    if not (isinstance(config, dict) and set(config) == {'scope', 'model', 'pipeline'}
+            and isinstance(config['model'], dict) and isinstance(config['model'].get('type'), str)
+            and isinstance(config['pipeline'], list)
+            and all(isinstance(step, dict) and isinstance(step.get('type'), str) for step in config['pipeline'])):
+        raise ValueError(f'{wrong}: {str(config):.200}')
+    scope = config['scope']
+    if scope not in ('mmdet', 'mmseg', 'mmpretrain'):
+        raise ValueError(f'{wrong}: scope={str(scope)[:50]!r} is not mmdet, mmseg or mmpretrain')
+    clean, given = without_loads(config), config['model'].get('backbone')
+    backbone = clean['model'].get('backbone')
+    import_library(scope)
+    with DefaultScope.overwrite_default_scope(scope):
+        method = None
+        if isinstance(backbone, dict) and backbone.get('type') in TUNED:
+            if not isinstance(backbone.get('trunk'), str) or not registered(backbone['trunk']):
+                raise ValueError(f'model.backbone.trunk is {str(backbone.get("trunk"))[:100]!r}, which is no '
+                                 'registered backbone')
+            method = backbone.pop('method', None)
+            check_options(method if isinstance(method, dict) else dict(type=method))
+        check(clean['model'], 'model', piece)
+        check(clean['pipeline'], 'pipeline', piece)
+    if method is not None:
+        backbone['method'] = method
+    if isinstance(given, dict):
+        backbone.update(pretrained_init(given))
+    return clean
+
+
+def import_library(scope):
+    """Have the models and transforms of an OpenMMLab library registered."""
+    for part in ('models', 'datasets.transforms'):
+        importlib.import_module(f'{scope}.{part}')
+
+
+def pretrained_init(config):
+    """dict(init_cfg=...) with what says how the trunk's library reads a file; a build does not act on it."""
+    init_cfg = config.get('init_cfg')
+    if not isinstance(init_cfg, dict) or init_cfg.get('type') != 'Pretrained':
+        return {}
+    return dict(init_cfg={key: value for key, value in init_cfg.items()
+                          if key in ('type', 'checkpoint', 'prefix') and isinstance(value, str)})
+
+
+def piece(name):
+    """The class of a name in the registries of models, of their parts and of transforms; None for any other."""
+    if name in FUNCTIONS:
+        return name
+    found = next(filter(None, (known_to(root, name) for root in (ROOT, TASK_UTILS, TRANSFORMS))), None)
+    place = getattr(found, '__module__', '')
+    if name in TUNED and place == 'e3va.tuned':
+        return found
+    if not inspect.isclass(found) or FETCHES.search(found.__name__) or '/' in name:
+        return None
+    return found if TASKS.match(place) or place.partition('.')[0] not in (*LIBRARIES, 'torchvision') else None
 
 
 def without_loads(value):
@@ -135,22 +215,22 @@ def without_loads(value):
     return type(value)(map(without_loads, value)) if isinstance(value, (list, tuple)) else value
 
 
-def check(value, where):
-    """ValueError for the first value at any depth that a file may not hold."""
+def check(value, where, known=registered):
+    """ValueError for the first value at any depth that a file may not hold; `known` finds the class of a type."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            if key == 'type' and not (isinstance(inner, str) and registered(inner)):
+            if key == 'type' and not (isinstance(inner, str) and known(inner)):
                 raise ValueError(f'{where}.type is {str(inner)[:100]!r}, which is no registered backbone or layer: it '
                                  'is not executed. Is the library, or your module with that class, imported?')
-            check(inner, f'{where}.{key}')
+            check(inner, f'{where}.{key}', known)
     elif isinstance(value, (list, tuple)):
         for i, inner in enumerate(value):
-            check(inner, f'{where}.{i}')
+            check(inner, f'{where}.{i}', known)
     elif isinstance(value, int) and abs(value) > NUMBER:
         raise ValueError(f'{where} is {value}, and no size in a file is larger than {NUMBER}')
     elif isinstance(value, str):
         tag = where.endswith(('.name', '.model_name'))                  # timm's: vit_small_patch14_dinov2.lvd142m
-        if ':' in value or (re.search(r'\w\.\w', value) and not tag and not registered(value)):
+        if ':' in value or (re.search(r'\w\.\w', value) and not tag and not known(value)):
             raise ValueError(f'{where} is {value[:100]!r}, a name that would be imported or fetched: a file may name '
                              'registered classes alone')
 

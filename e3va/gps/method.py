@@ -54,6 +54,7 @@ class GPS(Method):
     """
 
     mergeable = True
+    linear = {'values': None}       # there it is the weight's own value (delta/mix.py)
     needs_family = False
     tunes_entries = True
     squared = False                                                     # `gradients.select` sums gradients

@@ -30,9 +30,10 @@ class Adapter(nn.Module):
     def add_to(self, c, x):
         """Add the output, but for its bias, to c in place; for use where no gradient is recorded."""
         h = self.inner(x)
-        if h.dtype == c.dtype == self.up.s.dtype:
+        # the exporter that traces loses what is written through a view
+        if h.dtype == c.dtype == self.up.s.dtype and not torch.jit.is_tracing():
             c.view(-1, c.shape[-1]).addmm_(h.flatten(0, -2), self.up.s.t())
-        else:                                                           # autocast
+        else:                                                           # autocast, too
             c += F.linear(h, self.up.s)
 
     def gradients(self, x, g, total):

@@ -160,6 +160,9 @@ class Method:
 
     starts_at_trunk = True          # the output before the first step is the stock trunk's
     mergeable = False               # e3va.merge gives back a plain trunk
+    # What it adds to the weights is linear in the entries of these endings, {ending: value where nothing was trained};
+    # None: it is not.
+    linear = None
     trunk_mode = 'config'           # 'eval': the trunk runs without dropout and DropPath, also in training
     needs_family = True             # the method reads the trunk's parts; False: any module will do
     backpropagates = True           # gradients go through the trunk; False: nothing inside it could train beside

@@ -15,6 +15,7 @@ class BitFit(Method):
     """
 
     mergeable = True
+    linear = {}
     needs_family = False
 
     def apply(self, trunk, parts):

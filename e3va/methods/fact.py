@@ -126,6 +126,7 @@ class FacT(Method):
     """
 
     mergeable = True
+    linear = {'v': 0.}
 
     def __init__(self, rank=16, variant='tt', scale=1., dropout=0.1, roles=('q', 'k', 'v', 'proj', 'fc1', 'fc2'),
                  pieces='code', train_out_norms=False):

@@ -17,6 +17,7 @@ class Fixed(Method):
     """
 
     mergeable = True
+    linear = {}
     needs_family = False
     trunk_mode = 'eval'
 

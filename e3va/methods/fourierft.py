@@ -55,6 +55,7 @@ class FourierFT(Method):
     """
 
     mergeable = True
+    linear = {'spectrum': 0.}
     needs_family = False
 
     def __init__(self, n=1000, scale=150., init='normal', roles=None, seed=777, train_out_norms=False,

@@ -8,6 +8,7 @@ class Full(Method):
     """Every parameter of the trunk trains, as without e3va."""
 
     mergeable = True
+    linear = {}
     needs_family = False
 
     def apply(self, trunk, parts):

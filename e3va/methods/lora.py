@@ -126,6 +126,7 @@ class LoRA(Method):
     """
 
     mergeable = True
+    linear = {'up': 0.}
     needs_family = False
     adapted = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)             # the last by roles alone
     unit = Bottleneck
@@ -140,6 +141,7 @@ class LoRA(Method):
         self.bits = choice('bits', integer('bits', bits), BITS)
         self.dropout = number('dropout', (0. if bits == 32 else 0.1) if dropout is None else dropout, 0, 1)
         self.starts_at_trunk = bits == 32
+        self.linear = self.linear if bits == 32 else None               # codes have no shares
 
     def adapts(self, module):
         return isinstance(module, (nn.Linear, nn.Conv2d))

@@ -78,6 +78,7 @@ class MoRA(Method):
     """
 
     mergeable = True
+    linear = {'square': 0.}
     needs_family = False
 
     def __init__(self, rank=8, variant='rope', size=None, roles=None, train_out_norms=False, targets=None):

@@ -17,6 +17,7 @@ class Partial(Method):
     """
 
     mergeable = True
+    linear = {}
 
     def __init__(self, blocks=1, train_out_norms=False):
         super().__init__(train_out_norms)

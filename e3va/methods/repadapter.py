@@ -75,6 +75,7 @@ class RepAdapter(Method):
     """
 
     mergeable = True
+    linear = {'up': 0., 'up_bias': 0.}
 
     def __init__(self, rank=8, scale=1., groups=2, dropout=0.1, branches=('attn', 'mlp'), train_out_norms=False):
         super().__init__(train_out_norms)

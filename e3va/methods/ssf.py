@@ -41,6 +41,7 @@ class SSF(Method):
     """
 
     mergeable = True
+    linear = {'scale': 1., 'shift': 0.}
     starts_at_trunk = False
     needs_family = False
     adapted = (nn.Linear, nn.Conv2d, nn.LayerNorm)                      # and other norms

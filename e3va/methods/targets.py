@@ -168,7 +168,7 @@ def frozen_layers(trunk, layers, guess=True):
     whole = trunk.tuning.also | (frozenset() if trunk.tuning.rest else head_entries(trunk))
     guess = guess and trunk.tuning.parts is None and not hasattr(trunk, 'get_classifier')
     return {name: layer for name, layer in layers.items()
-            if not whole & {f'{name}.weight', f'{name}.bias', name}
+            if not whole & {f'{name}.weight', name}                     # its bias alone may train beside
             and not (guess and name.partition('.')[0] in CLASSIFIERS)}
 
 

@@ -4,12 +4,14 @@ import os
 import re
 from functools import partialmethod
 
+import torch
 from mmengine.registry import MODELS as ROOT
 from torch import nn
 
 from ..surgery import rebind
 
 _wanted = False
+_given = None                                                           # {name: tensor} of a trunk that is in memory
 
 
 @contextlib.contextmanager
@@ -27,6 +29,41 @@ def wanted():
     return _wanted
 
 
+@contextlib.contextmanager
+def sharing(tensors):
+    """Have the trunks that are built from configs in here take these tensors themselves, {name: tensor}, as parameters.
+
+    No memory is taken for them. Parameters of other names or shapes are zeros.
+    """
+    global _given
+    before, _given = _given, tensors
+    try:
+        yield
+    finally:
+        _given = before
+
+
+def build(config):
+    """A stock trunk from its config, where its weights come from in this context."""
+    if _given is None:
+        return build_mapped(config) if _wanted else ROOT.build(dict(config))
+    trunk = empty(config)
+    for module_name, module in trunk.named_modules(remove_duplicate=False):
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                given = _given.get(f'{module_name}.{name}'.lstrip('.'))
+                fits = given is not None and given.shape == parameter.shape and given.dtype == parameter.dtype
+                value = given.detach() if fits else torch.zeros(parameter.shape, dtype=parameter.dtype)
+                module._parameters[name] = nn.Parameter(value, parameter.requires_grad)
+    return trunk
+
+
+def empty(config):
+    """A stock trunk whose parameters have shapes alone."""
+    with replaced(nn.Module, 'register_parameter', partialmethod(on_meta, nn.Module.register_parameter)):
+        return ROOT.build(dict(config))
+
+
 def build_mapped(config):
     """A stock trunk from its config: built without memory, its weights those in the file of its `init_cfg`.
 
@@ -41,8 +78,7 @@ def build_mapped(config):
     if not str(file).endswith('.safetensors') or not os.path.isfile(file):
         raise ValueError(f'weights that stay in their file need a .safetensors file at hand in the init_cfg of the '
                          f'backbone, not {file}: save it with safetensors.torch.save_file')
-    with replaced(nn.Module, 'register_parameter', partialmethod(on_meta, nn.Module.register_parameter)):
-        trunk = ROOT.build(dict(config))
+    trunk = empty(config)
     handles = [module.register_load_state_dict_pre_hook(assign) for module in trunk.modules()]
     for module in trunk.modules():
         module._params_init_info = None                                 # mmengine's notes of means: it makes none here

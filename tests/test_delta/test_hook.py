@@ -63,6 +63,7 @@ def test_beside_each_checkpoint(tmp_path, trunk, loop, hooks, names):
     assert all(torch.equal(checkpoint[name], value) for name, value in tensors.items())
     assert {name for name in checkpoint if name.startswith('head.')} <= set(tensors)
     assert meta['base'] == str(trunk) and meta['trunk']['prefix'] == 'backbone.'
+    assert meta['averaged'] == bool(hooks)
     # On a new model, whose trunk comes from the recorded base, it gives the checkpoint's model.
     model = e3va.load_delta(Model(trunk), tmp_path / 'run' / f'{names[-1]}.safetensors')
     assert all(torch.equal(checkpoint[name], value) for name, value in model.state_dict().items())

@@ -13,8 +13,8 @@ from progress import ProgressHook
 import e3va
 from e3va.command.config import apply_method, load_config, load_method, prepare
 from e3va.command.line import override
-from e3va.command.rows import commit
 from e3va.cost.saved import saved_mib
+from e3va.files.checkout import commit
 from e3va.train.resume import newest_checkpoint
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'demo'
