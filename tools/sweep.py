@@ -79,7 +79,8 @@ def main(argv=None):
     with one_line_errors():
         if args.run:
             run = json.loads(args.run)
-            train(Run(**dict(run, folder=Path(run['folder']))))
+            command = run.pop('command')
+            train(Run(**dict(run, folder=Path(run['folder']))), command)
         else:
             sys.exit(sweep(args))
 
@@ -235,7 +236,8 @@ class Pool:
             environment['CUDA_VISIBLE_DEVICES'] = str(place % self.gpus)
         else:
             environment['OMP_NUM_THREADS'] = str(threads)
-        told = json.dumps(dict(dataclasses.asdict(run), folder=str(run.folder)))
+        told = json.dumps(dict(dataclasses.asdict(run), folder=str(run.folder),
+                               command=shlex.join(['python', *sys.argv])))
         command = [sys.executable, __file__, run.config, '--methods', run.method, '--run', told]
         with open(run.folder / 'log.txt', 'a') as log:
             return subprocess.run(command, stdout=log, stderr=log, env=environment).returncode == 0
@@ -248,8 +250,8 @@ def last_line(folder):
 
 # ---- one run
 
-def train(run):
-    """Train and score; the rows go to `run.result`, the val row first."""
+def train(run, command):
+    """Train and score; the rows go to `run.result`, the val row first, with the command that the user gave."""
     from mmengine.config import ConfigDict
 
     import e3va
@@ -286,7 +288,7 @@ def train(run):
             weight_decay=optimizer.get('weight_decay', 0.),
             trained=e3va.report(runner.model)['trained'], saved_mib=round(saved_mib(runner), 2),
             train_s=round(float(seconds.sum()), 1), steps=len(seconds), commit=commit(), device=device(),
-            command=shlex.join(['python', *sys.argv[:1], run.config, '--methods', run.method]))
+            command=command)
         rows = [dict(common, split=split, metric=task.score,
                      value=round(float(found[task.score]) * task.get('times', 1), 3))
                 for split, found in scores.items()]
@@ -299,7 +301,8 @@ def device():
     import torch
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f'{torch.get_num_threads()} threads of a CPU'
+    threads = torch.get_num_threads()
+    return f'{threads} thread{"s" * (threads > 1)} of a CPU'
 
 
 # ---- what came out

@@ -1,7 +1,10 @@
 """tools/sweep.py: which runs there are, what is chosen, what goes on after a kill, what a failed run does."""
 import json
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -9,6 +12,7 @@ from PIL import Image
 from tests.conftest import tool
 
 sweep = tool('sweep.py')
+START = sweep.Pool.start
 TASKS = Path(__file__).parents[2] / 'configs/_base_/tasks'
 CONFIG = """
 default_scope = 'mmpretrain'
@@ -48,7 +52,7 @@ def place(tmp_path, monkeypatch):
     def start(self, run, place):
         made.append((run.method, run.rate, run.decay, run.seed, run.splits))
         run.folder.mkdir(parents=True, exist_ok=True)
-        sweep.train(run)
+        sweep.train(run, 'python tools/sweep.py')
         return True
 
     monkeypatch.setattr(sweep.Pool, 'start', start)
@@ -128,6 +132,23 @@ def test_the_papers_tasks(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r'there is no folder data/[^;]*; .'):
         sweep.load_task(TASKS / f'{name}.py')
+
+
+def test_a_worker_is_told_its_run_and_the_command(place, monkeypatch):
+    real = subprocess.run
+
+    def run(command, **options):
+        if command[0] != sys.executable:
+            return real(command, **options)
+        sweep.main(command[2:])                                         # in this process
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(sweep.Pool, 'start', START)
+    monkeypatch.setattr(subprocess, 'run', run)
+    monkeypatch.setattr(sys, 'argv', ['tools/sweep.py', 'colours.py', '--methods', 'fixed'])
+    assert swept('--methods', 'fixed', '--seeds', '3') == 0
+    assert {(row['seed'], row['command']) for row in rows()} == {
+        (3, 'python tools/sweep.py colours.py --methods fixed')}
 
 
 def test_a_failed_run_is_named_and_the_others_are_made(place, monkeypatch, capsys):
