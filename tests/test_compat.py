@@ -4,6 +4,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -164,3 +165,21 @@ def test_detectors_operators_take_bfloat16():
     got.sum().backward()
     assert half.grad.dtype == torch.bfloat16 and half.grad.any()
     assert roi_align(image.double(), rois.double()).dtype == torch.double
+
+
+def test_a_text_is_formatted_once():
+    """mmengine asks for a run's config again and again."""
+    calls = []
+
+    def real(text, **options):
+        calls.append((text, options))
+        return text.upper(), True
+
+    yapf_api = SimpleNamespace(FormatCode=real)
+    compat.format_once(yapf_api)
+    style = dict(based_on_style='pep8')
+    assert [yapf_api.FormatCode(text, style_config=dict(style)) for text in 'aab'] == [
+        ('A', True), ('A', True), ('B', True)]
+    assert yapf_api.FormatCode('b', style_config=dict(style, indent=2)) == ('B', True)
+    assert calls == [('a', dict(style_config=style)), ('b', dict(style_config=style)),
+                     ('b', dict(style_config=dict(style, indent=2)))]

@@ -101,7 +101,7 @@ else:
 ''', ('timm', ))
 
 
-@pytest.mark.parametrize('order', ['timm, e3va', 'torchvision, timm', 'mmpretrain.models, e3va', 'e3va, timm'])
+@pytest.mark.parametrize('order', ['torchvision, timm', 'mmpretrain.models, e3va'])
 def test_any_order_of_imports(order):
     """In the environment of tools/setup_env.sh, whose torchvision is of another build than its torch."""
     run(f'import {order}')

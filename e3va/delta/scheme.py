@@ -72,7 +72,7 @@ def whole_checkpoint(path, base=None, merged=False, strength=1.):
         find_base(trunk, path, recorded, base)
         stock = {name: value for name, value in trunk.state_dict().items() if name in trunk.tuning.keys}
         mine = inside(tensors, prefix)
-        trunk.tuning.method.expect(trunk, {**stock, **mine})           # fewer branches, entries, places than at its start
+        trunk.tuning.method.expect(trunk, {**stock, **mine})            # fewer branches or entries than at its start
         if wrong := misfits(mine, delta(trunk), quantised_entries(trunk), inside(meta['packed'], prefix)):
             raise ValueError(f'the delta {path} does not fit the trunk that it describes ({"; ".join(wrong)})')
         mine = weakened(mine, trunk.tuning.method, stock, strength, path)

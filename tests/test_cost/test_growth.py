@@ -63,7 +63,7 @@ def test_rank_goes_where_there_is_one():
 def test_the_tool(capsys):
     """Rows at each value, tables, a picture; memory over the batch is a straight line."""
     tool('analysis_tools/cost.py').main([
-        'small.py', '--methods', 'fixed,e3va:rank=2', '--over', 'batch=1,2,3', '--size', '64', '64', '--steps', '1',
+        'small.py', '--methods', 'fixed,e3va:rank=2', '--over', 'batch=1,2,3', '--size', '32', '32', '--steps', '1',
         '--out', 'rows.json', '--plot', 'growth.png'])
     rows = json.loads(Path('rows.json').read_text())
     assert [(row['method'], row['x'], row['batch']) for row in rows] == [

@@ -119,9 +119,8 @@ def test_the_jobs_of_an_array_share_out_the_pairs(place, monkeypatch):
     for job in (4, 5):
         for name, value in dict(ID=job, MIN=4, COUNT=2).items():
             monkeypatch.setenv(f'SLURM_ARRAY_TASK_{name}', str(value))
-        assert swept('--methods', 'fixed,bitfit,lora:rank=2', '--seeds', '1', '2') == 0
-    assert [(run[0], run[3]) for run in place] == [
-        ('fixed', 1), ('lora:rank=2', 1), ('fixed', 2), ('lora:rank=2', 2), ('bitfit', 1), ('bitfit', 2)]
+        assert swept('--methods', 'fixed,bitfit,lora:rank=2', '--seeds', '1') == 0
+    assert [(run[0], run[3]) for run in place] == [('fixed', 1), ('lora:rank=2', 1), ('bitfit', 1)]
 
 
 @pytest.mark.parametrize('name', [

@@ -197,8 +197,8 @@ def test_a_run(tmp_path, monkeypatch, capsys, weights, write, task):
     """Chosen, trained, scored; a page; a delta that predicts; a second start that trains nothing."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('E3VA_CACHE', str(tmp_path / 'cache'))
-    write(Path('data'), *([20, ''] if write is as_yolo else []))
-    command = ['data', '--task', task, '--trunk', 'test_vit', '--weights', str(weights), '--epochs', '2',
+    write(Path('data'), *([12, ''] if write is as_yolo else [12]))
+    command = ['data', '--task', task, '--trunk', 'test_vit', '--weights', str(weights), '--epochs', '1',
                '--size', '64', '--batch', '4', '--out', 'out']
     tune.main(command)
     out = capsys.readouterr().out
@@ -242,11 +242,11 @@ def test_the_ladder(tmp_path, found, monkeypatch):
     peaks = {}
     for method in ('lora', 'lora:recompute=block', 'e3va:mode=stream'):
         given.method = method
-        peaks[method] = choice.fit(got, place, trunk, 256, 2 ** 40, given)[2]
+        peaks[method] = choice.fit(got, place, trunk, 128, 2 ** 40, given)[2]
     given.method = 'auto'
     assert peaks['e3va:mode=stream'] < peaks['lora']
-    assert choice.fit(got, place, trunk, 256, peaks['lora'], given)[0] == 'lora'
-    assert choice.fit(got, place, trunk, 256, peaks['lora'] - 1, given)[0] != 'lora'
-    assert choice.fit(got, place, trunk, 256, min(peaks.values()) - 1, given) is None
+    assert choice.fit(got, place, trunk, 128, peaks['lora'], given)[0] == 'lora'
+    assert choice.fit(got, place, trunk, 128, peaks['lora'] - 1, given)[0] != 'lora'
+    assert choice.fit(got, place, trunk, 128, min(peaks.values()) - 1, given) is None
     for name in ('choice', 'task', 'found'):
         sys.modules.pop(name, None)
