@@ -205,7 +205,9 @@ def finish(runner, cfg, out, found, data, why, console):
     goods = [show.good(sample, show.truth_of(dataset, i)) for i, sample in enumerate(samples)]
     order = sorted(range(len(samples)), key=lambda i: goods[i])
     pictures = {}
-    for i in {*order[:SHOWN], *order[-SHOWN:]}:
+    count = min(SHOWN, (len(order) + 1) // 2)                           # of few images each is shown once
+    worst, best = order[:count], order[count:][-count:][::-1]
+    for i in (*worst, *best):
         pictures[i] = out / f'image_{i}.jpg'
         show.paint(runner.visualizer, samples[i], pictures[i], found.classes)
     line = shlex.join(['python', 'tools/predict.py', str(delta), 'IMAGES', '--out', 'FOLDER'])
@@ -215,8 +217,7 @@ def finish(runner, cfg, out, found, data, why, console):
     texts = {i: f'{Path(samples[i].img_path).name}: {goods[i]:.2f}' for i in pictures}
     title, drawn = f'{found.folder.name}: {found.task}', page.curves(out / 'run', score, times)
     page.make(out / 'page.html', title, scores, drawn, data, why,
-              [(pictures[i], texts[i]) for i in reversed(order[-SHOWN:])],
-              [(pictures[i], texts[i]) for i in order[:SHOWN]], use)
+              [(pictures[i], texts[i]) for i in best], [(pictures[i], texts[i]) for i in worst], use)
     for split, values in scores.items():
         console.print(f'{split}: ' + ', '.join(f'{name} {value:.1f}' for name, value in list(values.items())[:3]))
     console.print(f'page: {out / "page.html"}\ndelta: {delta} ({delta.stat().st_size / 2 ** 20:.1f} MiB)')

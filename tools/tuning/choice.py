@@ -81,8 +81,9 @@ def choose(found, place, trunk, given, say):
     else:
         raise ValueError(f'nothing fits {room / GIB:.1f} GiB: give more by --gpu, or a smaller --size')
     reason(f'{size} px, {batch} images a step, {method}: {needed / GIB:.2f} of {room / GIB:.1f} GiB by the memory plan')
-    reason(f'a step takes {seconds:.2f} s, an epoch has {steps}: {epochs} epochs in about '
-           f'{epochs * steps * seconds / 60:.0f} minutes, and the scoring')
+    minutes = math.ceil(epochs * steps * seconds / 60)
+    reason(f'a step takes {seconds:.2f} s, an epoch has {steps}: {epochs} epoch{"s" * (epochs > 1)} in about '
+           f'{minutes} minute{"s" * (minutes > 1)}, and the scoring')
     return Choice(size, batch, epochs, method, seconds, why)
 
 

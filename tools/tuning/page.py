@@ -49,8 +49,10 @@ def curves(work_dir, score, times):
     if not losses:
         return None
     from e3va.cost.plot import clean, plt
+    drawn = [(losses, 'loss')] + [(scores, f'{score} on val')] * bool(scores)
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.2), layout='constrained')
-    for each, values, title in zip(axes, (losses, scores), ('loss', f'{score} on val')):
+    axes[1].set_visible(bool(scores))
+    for each, (values, title) in zip(axes, drawn):
         each.plot(list(values), list(values.values()), marker='.' if len(values) < 40 else '')
         each.set(title=title, xlabel='step' if title == 'loss' else 'epoch')
         clean(each)
