@@ -97,6 +97,17 @@ def assert_equal(one, other):
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
+class Interrupt(Hook):
+    """Stops a run in front of an iteration, as Ctrl-C does."""
+
+    def __init__(self, iteration):
+        self.iteration = iteration
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == self.iteration:
+            raise KeyboardInterrupt
+
+
 class Weights(Hook):
     """Write the weights down after each step."""
 

@@ -13,6 +13,7 @@ from tests.conftest import in_two_processes, stir
 from tests.running import (
     BATCH,
     Classifier,
+    Interrupt,
     Weights,
     assert_equal,
     finished,
@@ -23,12 +24,6 @@ from tests.running import (
 
 METHOD = dict(type='AdaMix', rank=2, branches=3)
 WRAPPER = dict(type='e3va.DMLoRAOptimWrapper')
-
-
-class Interrupt(Hook):
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == 3:
-            raise KeyboardInterrupt
 
 
 class Losses(Hook):
@@ -96,7 +91,7 @@ def test_gradients():
 
 def test_resumes_bit_for_bit(tmp_path):
     whole = state_of(finished(runner_with(tmp_path / 'whole', Weights(tmp_path / 'whole.pth'), ema=True)))
-    assert finished(runner_with(tmp_path / 'part', Interrupt(), ema=True)) is None
+    assert finished(runner_with(tmp_path / 'part', Interrupt(3), ema=True)) is None
     assert_equal(state_of(finished(runner_with(
         tmp_path / 'part', Weights(tmp_path / 'part.pth'), ema=True, resume=True))), whole)
 

@@ -9,6 +9,7 @@ from tests.conftest import in_two_processes
 from tests.running import (
     BATCH,
     Classifier,
+    Interrupt,
     Weights,
     assert_equal,
     finished,
@@ -19,15 +20,6 @@ from tests.running import (
 
 METHOD = dict(type='E2VPT', tokens=4, key_values=2, segments=4)
 END = 4                                                                 # iterations of a stage of two epochs
-
-
-class Interrupt(Hook):
-    def __init__(self, iteration):
-        self.iteration = iteration
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == self.iteration:
-            raise KeyboardInterrupt
 
 
 class States(Hook):

@@ -10,6 +10,7 @@ import e3va
 from e3va.gps.contrast import supcon
 from e3va.gps.method import selected, sparse_layers
 from tests.conftest import VIT_ARCH, build, image
+from tests.running import Interrupt
 
 CLASSES = 2
 READ = []                       # (number, input) of each image that was loaded; a runner copies its data set
@@ -38,17 +39,6 @@ class Noted:
 
     def __call__(self, results):
         return dict(Data().prepare_data(results['number']), noted=True)
-
-
-class Interrupt(Hook):
-    """Stops after an iteration."""
-
-    def __init__(self, iteration):
-        self.iteration = iteration
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == self.iteration:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture(autouse=True)

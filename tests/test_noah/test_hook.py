@@ -9,6 +9,7 @@ from tests.conftest import in_two_processes
 from tests.running import (
     BATCH,
     Classifier,
+    Interrupt,
     Weights,
     assert_equal,
     finished,
@@ -20,12 +21,6 @@ from tests.running import (
 METHOD = dict(type='NOAH', sizes=(1, 2))
 HOOKS = dict(noah=dict(type='e3va.NOAHHook'))
 WRAPPER = dict(type='e3va.DMLoRAOptimWrapper')
-
-
-class Interrupt(Hook):
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == 3:
-            raise KeyboardInterrupt
 
 
 class Reached(Hook):
@@ -60,7 +55,7 @@ def update_and_keep(wrapper, loss, **options):
 
 def test_resumes_bit_for_bit(tmp_path):
     whole = state_of(finished(run(tmp_path / 'whole', Weights(tmp_path / 'whole.pth'), ema=True)))
-    assert finished(run(tmp_path / 'part', Interrupt(), ema=True)) is None
+    assert finished(run(tmp_path / 'part', Interrupt(3), ema=True)) is None
     assert_equal(state_of(finished(run(tmp_path / 'part', Weights(tmp_path / 'p.pth'), ema=True, resume=True))), whole)
 
 

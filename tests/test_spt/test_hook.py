@@ -10,6 +10,7 @@ from tests.conftest import in_two_processes
 from tests.running import (
     BATCH,
     Classifier,
+    Interrupt,
     Weights,
     assert_equal,
     finished,
@@ -20,15 +21,6 @@ from tests.running import (
 
 METHOD = dict(type='SPT', budget=1500, rank=2, step=50, dropout=0., drop_path=0.)
 HOOKS = dict(spt=dict(type='e3va.SPTHook'))
-
-
-class Interrupt(Hook):
-    def __init__(self, iteration):
-        self.iteration = iteration
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == self.iteration:
-            raise KeyboardInterrupt
 
 
 class Nothing(Hook):

@@ -14,6 +14,7 @@ from tests.running import (
     BATCH,
     IMAGES,
     Classifier,
+    Interrupt,
     Weights,
     assert_equal,
     finished,
@@ -24,12 +25,6 @@ from tests.running import (
 
 CACHED = dict(type='Fixed', cache=True)
 HOOKS = dict(cache=dict(type='e3va.CacheHook'))
-
-
-class Interrupt(Hook):
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == 3:
-            raise KeyboardInterrupt
 
 
 class Count(Hook):
@@ -61,7 +56,7 @@ def test_is_the_run_without_a_cache(tmp_path):
 
 def test_resumes_bit_for_bit(tmp_path):
     whole = state_of(run(tmp_path / 'whole', Count()))
-    assert run(tmp_path / 'part', Interrupt()) is None
+    assert run(tmp_path / 'part', Interrupt(3)) is None
     assert_equal(state_of(run(tmp_path / 'part', Count(), resume=True)), whole)
 
 

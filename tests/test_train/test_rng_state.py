@@ -6,13 +6,13 @@ import pytest
 import torch
 from mmengine.dataset import BaseDataset
 from mmengine.evaluator import BaseMetric
-from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
 
 import e3va  # noqa: F401  (before any runner: it helps the stack import)
 from e3va.train.rng_state import random_state, set_random_state
+from tests.running import Interrupt
 
 
 class Model(BaseModel):
@@ -44,15 +44,6 @@ class Metric(BaseMetric):
     def compute_metrics(self, results):
         self.calls = getattr(self, 'calls', 0) + 1
         return dict(score=self.calls)
-
-
-class Interrupt(Hook):
-    def __init__(self, iteration):
-        self.iteration = iteration
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == self.iteration:
-            raise KeyboardInterrupt
 
 
 def run(folder, train_cfg, sampler, stop=None, seed=0, resume=False, hook=True):
