@@ -4,7 +4,7 @@
 #     --device cpu       the same on a CPU, reduced: small trunks and images, what a card alone can tell left out
 #     --wheels FOLDER    what tools/offline_wheels.sh has collected: sets up without a network
 #     --seconds N        when all must be over; what does not fit in is listed as not run (default: 540)
-#     --weights FOLDER   where an earlier tools/demo/run.py kept its data (default: ~/.cache/e3va): part of the training
+#     --weights FOLDER   where tools/demo/prepare.py kept its data (default: ~/.cache/e3va): part of the training
 # Where the stack is there (.venv, else python3, or $PYTHON), nothing is installed. OUT gets at most eight files.
 set -eu
 began=$(date +%s)

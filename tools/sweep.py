@@ -12,22 +12,28 @@ A task is any config that has a `sweep = dict(score='coco/bbox_mAP', rates=[1e-3
 it is scored, and what is tried; `times=100` makes percent of fractions; `choose` are settings for the runs that choose
 alone, where a config's own val split is its test split. What was finished before is not run again, an interrupted run
 goes on; a run that fails is named at the end, the others are made. The jobs of a SLURM array share out the pairs of
-task and method; behind them the same command collects the rows and shows the tables.
+task and method; behind them the same command collects the rows and shows the tables. Your own images become a task by
+`tools/tune.py FOLDER --plan`.
 """
 import argparse
 import dataclasses
 import hashlib
 import json
 import os
+import re
 import shlex
 import statistics
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
+TOOLS = Path(__file__).resolve().parent
 CHOICE = 0                                                              # the seed by which rates are chosen
+STEP = re.compile(r'(?:Epoch|Iter)\(train\)\s*\[.*?(?=  |$)')          # where a run is, in mmengine's log
+LEFT = re.compile(r'eta: (\S+)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +48,7 @@ class Run:
     seed: int
     splits: tuple
     folder: Path
+    pictures: int = 0                                                   # validation images to draw
 
     @property
     def says(self):
@@ -62,10 +69,14 @@ def parse(argv):
     parser.add_argument('--tune', action='store_true', help="choose among the config's rates and weight decays on val")
     parser.add_argument('--out', default='work_dirs/sweep', metavar='FOLDER', help='default: %(default)s')
     parser.add_argument('--workers', type=int, metavar='N', help='runs at a time (default: one a GPU, or one a core)')
+    parser.add_argument('--pictures', type=int, default=0, metavar='N',
+                        help="draw what each method finds on N images of val, into its run's folder")
     parser.add_argument('--run', help=argparse.SUPPRESS)                # a worker's: the run, as JSON
     args = parser.parse_args(argv)
     if args.workers is not None and args.workers < 1:
         parser.error(f'--workers takes a number of at least 1, not {args.workers}')
+    if args.pictures < 0:
+        parser.error(f'--pictures takes a number of at least 0, not {args.pictures}')
     if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
         parser.error(f'--seeds takes different numbers of at least 0, not {args.seeds}')
     if args.tune and CHOICE in args.seeds:
@@ -89,9 +100,8 @@ def main(argv=None):
 
 def sweep(args):
     """All runs of the arguments; the number of those that failed."""
-    from e3va.cost.spec import parse as parse_methods
     tasks = [load_task(path) for path in config_files(args.configs)]
-    methods = [spec.label for spec in parse_methods(args.methods)]      # a wrong name stops before the first minute
+    methods = labels(args.methods)                                      # a wrong name stops before the first minute
     failed, pool = [], Pool(args.workers)
     settings = {}                                                       # (task, method): (rate, weight decay)
     pairs = mine([(task, method) for task in tasks for method in methods])
@@ -107,7 +117,8 @@ def sweep(args):
         failed += choose(pool, decays, settings, args.out, 'choosing weight decays')
     else:
         settings = {(task.name, method): (None, None) for task, method in pairs}
-    final = [run_of(task, method, *settings[task.name, method], seed, ('val', 'test')[task.same:], args.out)
+    final = [run_of(task, method, *settings[task.name, method], seed, ('val', 'test')[task.same:], args.out,
+                    args.pictures)
              for seed in args.seeds for task, method in pairs if (task.name, method) in settings]
     failed += pool.finish(final, 'seeds')
     rows = collect(args.out)
@@ -115,6 +126,12 @@ def sweep(args):
     for run in failed:
         print(f'failed: {run.says}: {last_line(run.folder)}')
     return min(len(failed), 100)
+
+
+def labels(methods):
+    """The names of a list of methods as rows have them."""
+    from e3va.cost.spec import parse as parse_methods
+    return [spec.label for spec in parse_methods(methods)]
 
 
 def mine(pairs):
@@ -178,12 +195,12 @@ def load_task(path):
                 cfg.val_dataloader.dataset == cfg.test_dataloader.dataset, 'choose' in cfg.sweep)
 
 
-def run_of(task, method, rate, decay, seed, splits, out):
+def run_of(task, method, rate, decay, seed, splits, out, pictures=0):
     """A change of the config or of a method's options is another folder."""
     stem = ''.join(letter if letter.isalnum() or letter in '-_.=' else '_' for letter in method)
     setting = 'own' if rate is None else f'rate{rate:g}_decay{decay:g}'
     folder = Path(out) / f'{task.name}-{task.mark}' / stem / f'{setting}_seed{seed}'
-    return Run(task.config, task.name, method, rate, decay, seed, splits, folder)
+    return Run(task.config, task.name, method, rate, decay, seed, splits, folder, pictures)
 
 
 def value(run):
@@ -213,9 +230,21 @@ class Pool:
 
             def one(run):
                 place = places.get()
-                if not stop and not self.start(run, place):
-                    failed.append(run)
-                places.put(place)
+                try:
+                    if not stop:
+                        here = bar.add_task('', total=None)
+
+                        def say(text):
+                            bar.update(here, description=f'  {run.says}: {text}')
+
+                        if not self.start(run, place, say):
+                            failed.append(run)
+                        bar.remove_task(here)
+                except BaseException:                                   # a full disk: the others need not try
+                    stop.append(True)
+                    raise
+                finally:
+                    places.put(place)
                 bar.advance(progress)
                 if run.result.is_file():
                     bar.console.print(f'{run.says}: {value(run):.2f}', highlight=False)
@@ -228,8 +257,8 @@ class Pool:
                     sys.exit('interrupted; the same command goes on from here')
         return failed
 
-    def start(self, run, place):
-        """Whether a run ends well; its output goes to log.txt in its folder."""
+    def start(self, run, place, say):
+        """Whether a run ends well; its output goes to log.txt in its folder, and `say` hears where it is."""
         run.folder.mkdir(parents=True, exist_ok=True)
         environment, threads = dict(os.environ), max(1, len(self.cores) // self.workers)
         if self.gpus:
@@ -240,7 +269,23 @@ class Pool:
                                command=shlex.join(['python', *sys.argv])))
         command = [sys.executable, __file__, run.config, '--methods', run.method, '--run', told]
         with open(run.folder / 'log.txt', 'a') as log:
-            return subprocess.run(command, stdout=log, stderr=log, env=environment).returncode == 0
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            while process.poll() is None:
+                say(where(run.folder / 'log.txt'))
+                time.sleep(0.5)
+        return process.returncode == 0
+
+
+def where(log):
+    """How far a run is by the end of its log: epoch, step, time left."""
+    with open(log, 'rb') as file:
+        file.seek(max(0, log.stat().st_size - 4096))
+        for line in reversed(file.read().decode(errors='replace').splitlines()):
+            step = STEP.search(line)
+            if step:
+                left = LEFT.search(line)
+                return ' '.join(step[0].split()) + (f', {left[1]} left' if left else '')
+    return 'starting'
 
 
 def last_line(folder):
@@ -272,7 +317,8 @@ def train(run, command):
         optimizer.update(lr=run.rate, weight_decay=run.decay)
     if run.seed == CHOICE and run.splits == ('val', ):
         cfg.merge_from_dict(task.get('choose', {}))
-    cfg.work_dir, cfg.randomness, cfg.experiment_name = str(run.folder), dict(seed=run.seed), run.folder.name
+    cfg.work_dir, cfg.randomness = str(run.folder), dict(seed=run.seed)
+    cfg.experiment_name = '-'.join(run.folder.parts[-3:])               # mmengine keeps what was logged by it
     cfg.train_cfg.val_begin = 10 ** 9                                   # scored below, once
     checkpoint = newest_checkpoint(run.folder)
     if checkpoint:                                                      # an interrupted run goes on
@@ -290,11 +336,31 @@ def train(run, command):
             train_s=round(float(seconds.sum()), 1), steps=len(seconds), commit=commit(), device=device(),
             command=command)
         rows = [dict(common, split=split, metric=task.score,
-                     value=round(float(found[task.score]) * task.get('times', 1), 3))
+                     value=round(score(found, task.score, split) * task.get('times', 1), 3))
                 for split, found in scores.items()]
+        if run.pictures:
+            draw(runner, run)
         write(run.result, json.dumps(rows))
         for path in run.folder.glob('*.pth'):                           # the rows are what is wanted
             path.unlink()
+
+
+def score(found, name, split):
+    """One of the scores of a split. A detector that finds nothing at all has none there: that is 0."""
+    if found and name not in found:
+        raise ValueError(f"sweep.score is {name!r}, and the {split} evaluator gives {', '.join(sorted(found))}")
+    value = float(found.get(name, 0))
+    if value == -1:                                                     # pycocotools' word for it
+        raise ValueError(f'the {split} split has no score {name}: there is no object in it')
+    return value
+
+
+def draw(runner, run):
+    """Some images of val with what the model finds, in pictures/ of the run's folder; the truth in truth/ beside."""
+    if str(TOOLS) not in sys.path:
+        sys.path.append(str(TOOLS))
+    from tuning.show import draw_some
+    draw_some(runner, run.pictures, run.folder / 'pictures', run.folder / 'truth')
 
 
 def device():

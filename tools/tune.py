@@ -3,10 +3,12 @@
     python tools/tune.py DATA                                   an hour, on the GPU or the CPU that is there
     python tools/tune.py DATA --task instance --hours 8 --gpu 11
     python tools/tune.py DATA --look                            only say what is there
+    python tools/tune.py DATA --plan                            only choose and write config.py, to edit or to compare
 
 DATA is a folder: COCO JSON, Pascal VOC, YOLO txt, images with masks, or a folder per class; splits are made where
-there are none. What was chosen is one config (config.py in --out), to edit and to run with tools/train.py. It ends with
-a page (page.html), the delta (delta.safetensors) and the line that uses it. Interrupted, the same command goes on.
+there are none. What was chosen is one config (config.py in --out), to edit and to run with tools/train.py; methods are
+compared on it by tools/sweep.py. It ends with a page (page.html), the delta (delta.safetensors) and the line that uses
+it. Interrupted, the same command goes on.
 """
 import argparse
 import contextlib
@@ -28,6 +30,7 @@ def parse(argv):
     parser.add_argument('data', metavar='DATA', help='a folder')
     parser.add_argument('--task', choices=TASKS, help='default: what the format is for')
     parser.add_argument('--look', action='store_true', help='say what is there, and stop')
+    parser.add_argument('--plan', action='store_true', help='choose, write config.py, and stop')
     parser.add_argument('--out', metavar='FOLDER', help='default: work_dirs/tune/NAME_OF_DATA_TASK')
     parser.add_argument('--hours', type=float, default=1., metavar='H', help='of training (default: %(default)g)')
     parser.add_argument('--gpu', type=float, metavar='GIB', help='memory to train in (default: what is free)')
@@ -76,6 +79,10 @@ def tune(args):
     with alone(str(out)):
         place = prepare_data(found, cache_folder() / 'tune')
         cfg, why = configure(args, found, place, out, console)
+        if args.plan:
+            console.print(f'train it: the same command without --plan, or python tools/train.py {out / "config.py"}\n'
+                          f'compare methods: python tools/sweep.py {task_file(out, found)} --methods fixed,lora,e3va')
+            return
         console.print(f'log: {out / "log.txt"}; what the model says so far: {out}/now_*.jpg')
         with open(out / 'log.txt', 'a') as log:                          # loggers keep it: one file for all that comes
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
@@ -152,12 +159,23 @@ def configure(args, found, place, out, console):
     console.print('choosing by the memory plan and a timed step ...')
     choice = choose(found, place, trunk, args, lambda text: console.print(f'  {text}'))
     spec, = parse_method(choice.method)
-    cfg = apply_method(config(found, place, choice.size, choice.batch, choice.epochs, trunk), spec.method)
+    stock = config(found, place, choice.size, choice.batch, choice.epochs, trunk)
+    task = task_file(out, found)
+    write(task, f'# {found.task} of {len(found.classes)} classes, as config.py here but for a method, written by '
+                f'tools/tune.py. Compare methods:\n# python tools/sweep.py {task} --methods fixed,lora,e3va --tune\n\n'
+                f'{stock.pretty_text}')
+    cfg = apply_method(stock, spec.method)
+    cfg.pop('sweep')
     head = [f'# {found.task} of {len(found.classes)} classes, written by tools/tune.py. Edit it and run: '
             f'python tools/train.py {file}', mark, '#', *(f'# {line}' for line in choice.why)]
     write(file, '\n'.join(head) + '\n\n' + cfg.pretty_text)
     console.print(f'config: {file}')
     return Config.fromfile(file), choice.why
+
+
+def task_file(out, found):
+    """The config without a method; its name is the task's in a sweep's rows."""
+    return out / f'task_{found.folder.name}.py'
 
 
 # ---- training, and what it ends with

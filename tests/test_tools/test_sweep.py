@@ -49,7 +49,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = []
 
-    def start(self, run, place):
+    def start(self, run, place, say):
         made.append((run.method, run.rate, run.decay, run.seed, run.splits))
         run.folder.mkdir(parents=True, exist_ok=True)
         sweep.train(run, 'python tools/sweep.py')
@@ -134,24 +134,35 @@ def test_the_papers_tasks(name, monkeypatch, tmp_path):
 
 
 def test_a_worker_is_told_its_run_and_the_command(place, monkeypatch):
-    real = subprocess.run
+    real = subprocess.Popen
 
     def run(command, **options):
         if command[0] != sys.executable:
             return real(command, **options)
         sweep.main(command[2:])                                         # in this process
-        return SimpleNamespace(returncode=0)
+        return SimpleNamespace(returncode=0, poll=lambda: 0)
 
     monkeypatch.setattr(sweep.Pool, 'start', START)
-    monkeypatch.setattr(subprocess, 'run', run)
+    monkeypatch.setattr(subprocess, 'Popen', run)
     monkeypatch.setattr(sys, 'argv', ['tools/sweep.py', 'colours.py', '--methods', 'fixed'])
-    assert swept('--methods', 'fixed', '--seeds', '3') == 0
+    assert swept('--methods', 'fixed', '--seeds', '3', '--pictures', '2') == 0
+    assert sorted(path.name for path in Path('out').rglob('pictures/*.jpg')) == ['0.jpg', '7.jpg']
     assert {(row['seed'], row['command']) for row in rows()} == {
         (3, 'python tools/sweep.py colours.py --methods fixed')}
 
 
+@pytest.mark.parametrize('lines, said', [
+    ([], 'starting'), (['11/29 - mmengine - INFO - dist_loss: 1'], 'starting'),
+    (['x - Epoch(train)  [2][ 40/52]  lr: 9.1e-07  eta: 0:01:02  time: 0.4330  loss: 1.3'],
+     'Epoch(train) [2][ 40/52], 0:01:02 left'),
+    (['x - Iter(train) [ 50/160]  lr: 1e-3', 'x - Iter(val) [1/9]    eta: 0:00:01'], 'Iter(train) [ 50/160]')])
+def test_where_a_run_is(tmp_path, lines, said):
+    (tmp_path / 'log.txt').write_text('\n'.join(lines))
+    assert sweep.where(tmp_path / 'log.txt') == said
+
+
 def test_a_failed_run_is_named_and_the_others_are_made(place, monkeypatch, capsys):
-    def start(self, run, place):
+    def start(self, run, place, say):
         run.folder.mkdir(parents=True, exist_ok=True)
         if run.method == 'fixed':
             (run.folder / 'log.txt').write_text('step 1\nerror: out of memory\n')
@@ -184,3 +195,22 @@ def test_a_task_that_cannot_be_run(place, tmp_path, capsys, old, new, words):
     (tmp_path / 'colours.py').write_text(CONFIG.replace(old, new))
     assert swept('--methods', 'fixed') not in (0, None)
     assert words in capsys.readouterr().err and not place
+
+
+def test_scores():
+    """A detector that finds nothing has none; a split without an object has -1 of COCO's."""
+    assert sweep.score({'coco/bbox_mAP': 0.5}, 'coco/bbox_mAP', 'val') == 0.5
+    assert sweep.score({}, 'coco/bbox_mAP', 'val') == 0
+    with pytest.raises(ValueError, match="sweep.score is 'mAP', and the val evaluator gives coco/bbox_mAP"):
+        sweep.score({'coco/bbox_mAP': 0.5}, 'mAP', 'val')
+    with pytest.raises(ValueError, match='the test split has no score coco/bbox_mAP: there is no object in it'):
+        sweep.score({'coco/bbox_mAP': -1.}, 'coco/bbox_mAP', 'test')
+
+
+def test_an_error_of_our_own_ends_the_sweep(place, monkeypatch):
+    def start(self, run, place, say):
+        raise OSError('No space left on device')
+
+    monkeypatch.setattr(sweep.Pool, 'start', start)
+    with pytest.raises((OSError, SystemExit)):
+        sweep.main(['colours.py', '--workers', '1', '--out', 'out', '--methods', 'fixed,lora', '--seeds', '1'])

@@ -24,7 +24,7 @@ def parse(argv):
     parser.add_argument('out', metavar='OUT', help='the page, a file that ends in .html')
     parser.add_argument('--title', default='Methods measured', help='default: %(default)s')
     parser.add_argument('--runs', nargs='+', default=[], metavar='FOLDER',
-                        help='draw the learning curves of the runs below')
+                        help='the learning curves of the runs below, and what sweep.py --pictures has drawn of them')
     parser.add_argument('--learned', nargs='+', default=[], metavar='RUN',
                         help='folders, checkpoints or deltas of runs with Pear, GPS or DMLoRA: their map or scales')
     parser.add_argument('--pictures', nargs='+', default=[], metavar='NAME=FOLDER',
@@ -75,7 +75,9 @@ def report(args):
         page.paragraph(says(view))
         methods(page, view, look)
         page.figures(tradeoffs(view, look))
-        left = curves(page, view, left, look)
+        mine, left = of_view(view, left)
+        draw_curves(page, mine, look)
+        side_by_side(page, mine, list(view.entries))
     if runs and not any(run.rows for run in runs):                      # of train.py and tune.py: in no row
         page.heading('Runs')
         draw_curves(page, [(run.name, run) for run in runs], looks(run.name for run in runs))
@@ -186,8 +188,8 @@ def relative(views, counted, method, of, cost):
 
 # ---- curves, maps, pictures
 
-def curves(page, view, runs, look):
-    """Draw the runs of a view; the other ones."""
+def of_view(view, runs):
+    """([(method, run)] of what a view shows, the other runs)."""
     mine, left = [], []
     for run in runs:
         row = next((row for row in run.rows if row['task'] == view.task and row.get('metric') == view.metric
@@ -198,8 +200,21 @@ def curves(page, view, runs, look):
         entry = view.entries[row['method']]
         if row.get('seed', 0) in entry.values and all(row.get(key) == value for key, value in entry.setting.items()):
             mine.append((row['method'], run))
-    draw_curves(page, mine, look)
-    return left
+    return mine, left
+
+
+def side_by_side(page, runs, methods):
+    """The pictures that runs have drawn: a row an image, a column the truth or a method's first run."""
+    folders = {}
+    for method, run in sorted(runs, key=lambda each: (methods.index(each[0]), each[1].name)):
+        if (run.folder / 'truth').is_dir():
+            folders.setdefault('truth', run.folder / 'truth')
+        if (run.folder / 'pictures').is_dir():
+            folders.setdefault(method, run.folder / 'pictures')
+    files = {name: images(folder) for name, folder in folders.items()}
+    stems = [stem for stem in next(iter(files.values()), ()) if all(stem in found for found in files.values())]
+    if stems:
+        show_pictures(page, files, stems[:SHOWN])
 
 
 def draw_curves(page, runs, look):
@@ -226,11 +241,10 @@ def learned(page, paths):
 
 def pictures(page, args):
     """A row an image, a column a folder."""
-    from tuning.page import picture
     folders = {}
     for given in args.pictures:
         name, _, folder = given.partition('=')
-        folders[name] = {path.stem: path for path in sorted(Path(folder).rglob('*')) if path.suffix.lower() in IMAGES}
+        folders[name] = images(folder)
         if not folders[name]:
             raise ValueError(f'--pictures {given}: there is no image in this folder')
     if not folders:
@@ -242,6 +256,15 @@ def pictures(page, args):
         raise ValueError(f'--pictures: {", ".join(missing) or "no image"} is in all of {", ".join(folders)}; all have '
                          f'{", ".join(common[:8]) or "none"}')
     page.heading('Predictions')
+    show_pictures(page, folders, stems)
+
+
+def images(folder):
+    return {path.stem: path for path in sorted(Path(folder).rglob('*')) if path.suffix.lower() in IMAGES}
+
+
+def show_pictures(page, folders, stems):
+    from tuning.page import picture
     page.pictures([[(picture(files[stem]), f'{name}: {stem}') for name, files in folders.items()] for stem in stems])
 
 

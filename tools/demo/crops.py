@@ -1,60 +1,78 @@
-"""The boxes of a detection set as images to classify: a square around each box, lists of files and labels."""
-import hashlib
-import json
+"""The boxes of a detection set as images to classify: `python tools/demo/crops.py FOLDER OUT`.
+
+FOLDER is what tools/tune.py reads (COCO, Pascal VOC, YOLO). A square is cut around each box, with a fifth of margin; of
+the training and validation images as many of each class, drawn once, all boxes of the test images. OUT gets PNGs, a
+folder a split and class, and train.txt, val.txt, test.txt (`train/RBC/17.png 1`), for configs/demo/crops_vit-s.py.
+"""
+import argparse
 import random
+import sys
 from pathlib import Path
 
-from picture import read
-from PIL import Image
-from whole import whole
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / 'tuning')]
 
 MARGIN = 1.2                             # side of a crop over the longest side of its box
 BALANCED = dict(train=300, val=200)      # crops at most, as many of each class; all boxes of test
 
 
-def make_crops(found, cache):
-    """Write PNGs and {train,val,test}.txt (`RBC/17.png 1`) into the cache, once; give the data as `read_folder` does.
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('folder', metavar='FOLDER')
+    parser.add_argument('out', metavar='OUT')
+    args = parser.parse_args(argv)
+    from e3va.command.line import one_line_errors  # first of all: it helps the stack import
+    with one_line_errors():
+        from found import find
+        if Path(args.out).exists():
+            raise ValueError(f'{args.out} is there already: name another folder, or remove it')
+        found = find(args.folder, 'detection')
+        make_crops(found, args.out)
+        print(f'{args.out}: ' + ', '.join(
+            f'{len((Path(args.out) / f"{split}.txt").read_text().splitlines())} {split}' for split in splits(found))
+              + f'; classes = {tuple(found.classes)}')
+
+
+def splits(found):
+    return [split for split in ('train', 'val', 'test') if found.split(split)]
+
+
+def make_crops(found, folder):
+    """Cut the boxes of found data into `folder`, whole or not at all.
 
     Crops of a few px up to the whole image are cut at their own size; where a square leaves the image, its edge is
     moved inside.
     """
-    mark = hashlib.sha256(f'{MARGIN} {BALANCED}'.encode())
-    splits = [split for split in ('train', 'val', 'test') if split in found]
-    for split in splits:
-        mark.update(Path(found[split][0]).read_bytes() + found[split][1].encode())
-    place = Path(cache) / f'crops_{mark.hexdigest()[:12]}'
-    if not place.is_dir():
-        with whole(place) as part:
-            for split in splits:
-                write_split(split, *found[split], found['classes'], part)
-    return dict(classes=found['classes'], **{split: (str(place / f'{split}.txt'), f'{place}/') for split in splits})
+    from whole import whole
+    with whole(folder) as part:
+        for split in splits(found):
+            write_split(split, found.split(split), found.classes, part)
 
 
-def write_split(split, file, images, classes, place):
-    content = json.loads(Path(file).read_text())
-    names = {image['id']: image['file_name'] for image in content['images']}
-    label = {item['id']: classes.index(item['name']) for item in content['categories']}
-    boxes = [item for item in content['annotations'] if not item['iscrowd']]
+def write_split(split, items, classes, place):
+    from PIL import Image, ImageOps
+    boxes = list(enumerate((item, box) for item in items for box in item.boxes if not box['crowd']))
     if split in BALANCED:
-        boxes = balanced(boxes, [label[item['category_id']] for item in boxes], BALANCED[split])
+        boxes = balanced(boxes, BALANCED[split])
     lines, (opened, image) = [], (None, None)
-    for item in sorted(boxes, key=lambda item: (item['image_id'], item['id'])):
-        if item['image_id'] != opened:
-            opened, image = item['image_id'], Image.fromarray(read(Path(images) / names[item['image_id']]))
-        kind = classes[label[item['category_id']]]
-        target = place / split / kind / f'{item["id"]}.png'
-        target.parent.mkdir(parents=True, exist_ok=True)
-        crop(image, item['bbox']).save(target)
-        lines.append(f'{split}/{kind}/{item["id"]}.png {label[item["category_id"]]}')
+    for number, (item, box) in boxes:
+        if item.image != opened:                                        # turned as its EXIF says, as mmcv reads it
+            opened, image = item.image, ImageOps.exif_transpose(Image.open(item.image)).convert('RGB')
+        name = f'{split}/{classes[box["label"]]}/{number}.png'
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        crop(image, box['box']).save(place / name)
+        lines.append(f'{name} {box["label"]}')
     (place / f'{split}.txt').write_text('\n'.join(lines))
 
 
-def balanced(boxes, labels, most):
-    """As many boxes of each class, drawn at random, `most` in all."""
-    kinds = {kind: [box for box, label in zip(boxes, labels) if label == kind] for kind in sorted(set(labels))}
+def balanced(boxes, most):
+    """As many boxes of each class, drawn at random, `most` in all; in their order."""
+    kinds = {}
+    for number, (item, box) in boxes:
+        kinds.setdefault(box['label'], []).append((number, (item, box)))
     count = min(most // len(kinds), *map(len, kinds.values()))
     draw = random.Random(0)
-    return [box for group in kinds.values() for box in draw.sample(group, count)]
+    drawn = [each for kind in sorted(kinds) for each in draw.sample(kinds[kind], count)]
+    return sorted(drawn, key=lambda each: each[0])
 
 
 def crop(image, box):
@@ -64,3 +82,7 @@ def crop(image, box):
     left, top = (round(min(max(low + size / 2 - side / 2, 0), limit - side))
                  for low, size, limit in zip((x, y), (width, height), image.size))
     return image.crop((left, top, left + side, top + side))
+
+
+if __name__ == '__main__':
+    main()

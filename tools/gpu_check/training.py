@@ -92,15 +92,14 @@ def demo(folder, record):
         return
     print(f'  demo, {seconds:.0f} s', flush=True)
     try:
-        run('demo/run.py', '--methods', 'e3va', 'lora', 'full', '--out', folder / 'demo', cwd=folder, seconds=seconds)
+        run('demo/run.py', '--methods', 'e3va,lora,full', '--out', folder / 'demo', cwd=folder, seconds=seconds)
         ended = 'whole'
     except subprocess.TimeoutExpired:
         ended = f'stopped after {seconds:.0f} s'
-    finished = folder / 'demo' / 'results.jsonl'
-    rows = [json.loads(line) for line in finished.open()] if finished.exists() else []
+    rows = [row for file in sorted((folder / 'demo').glob('*/*/*/*.json')) for row in json.loads(file.read_text())]
     for row in rows:
         record.row(f'demo, {row["method"]}, {row["split"]}', ended=ended, **{
-            key: row[key] for key in ('task', 'method', 'seed', 'split', 'metric', 'value', 'epochs', 'train_s',
+            key: row[key] for key in ('task', 'method', 'seed', 'split', 'metric', 'value', 'steps', 'train_s',
                                       'saved_mib')})
     if not rows:
         record.row('demo', 'failed', why=f'no method was finished, {ended}')

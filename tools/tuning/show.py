@@ -1,8 +1,12 @@
 """Predictions to look at: pictures by the libraries' own visualizers, and how good each image's are."""
+from pathlib import Path
+
 import numpy as np
 import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
+from mmengine.registry import VISUALIZERS
+from mmengine.visualization import Visualizer
 from PIL import Image, ImageOps
 
 SURE = 0.3                               # a box counts from this score on
@@ -25,15 +29,65 @@ def image_of(sample):
     return np.asarray(ImageOps.exif_transpose(Image.open(sample.img_path)).convert('RGB'))
 
 
-def paint(visualizer, sample, file, classes):
-    """One picture: what was predicted, and beside it the truth where the library draws it."""
+def paint(visualizer, sample, file, classes, sure=SURE):
+    """One picture: what was predicted (boxes from the score `sure` on), and the truth where the library draws it."""
     image = image_of(sample)
     if hasattr(visualizer, 'visualize_cls'):
         visualizer.visualize_cls(image, sample, classes=classes, out_file=str(file))
     else:
-        options = dict(pred_score_thr=SURE) if hasattr(sample, 'pred_instances') else dict(with_labels=False)
+        options = dict(pred_score_thr=sure) if hasattr(sample, 'pred_instances') else dict(with_labels=False)
         visualizer.add_datasample('image', image, sample, draw_gt=hasattr(sample, 'gt_sem_seg'), out_file=str(file),
                                   **options)
+
+
+def draw_some(runner, count, folder, truth_folder):
+    """Paint `count` images of the validation set, spread over those with an object: predictions, and the truth.
+
+    Of boxes as many of the most certain ones as the truth has: methods differ in how certain they are.
+    """
+    dataset, model = runner.val_dataloader.dataset, runner.model
+    model.eval()
+    # a segmenter's and a classifier's pictures have the truth in them
+    boxes = truth_of(dataset, 0) is not None
+    full = [i for i in range(len(dataset)) if not boxes or any(
+        not item.get('ignore_flag') for item in truth_of(dataset, i))] or list(range(len(dataset)))
+    chosen = sorted({full[k * (len(full) - 1) // max(count - 1, 1)] for k in range(count)})
+    for each in (folder, truth_folder) if boxes else (folder, ):
+        each.mkdir(parents=True, exist_ok=True)
+    classes, visualizer = dataset.metainfo['classes'], runner.visualizer
+    for i in chosen:
+        sample = predict(model, dataset, i)
+        if type(visualizer) is Visualizer:                              # the config names none
+            visualizer = library_visualizer(sample, dataset.metainfo)
+        name = f'{Path(sample.img_path).stem}.jpg'
+        if boxes:
+            truth = [item for item in truth_of(dataset, i) if not item.get('ignore_flag')]
+            best = sample.pred_instances.scores.argsort(descending=True)[:len(truth)]
+            sample.pred_instances = sample.pred_instances[best]
+            paint_truth(visualizer, sample, truth, truth_folder / name)
+        paint(visualizer, sample, folder / name, classes, sure=0)
+
+
+def library_visualizer(sample, metainfo):
+    """The visualizer of the library that has made a data sample."""
+    kind = ('mmdet.DetLocalVisualizer' if hasattr(sample, 'pred_instances') else
+            'mmseg.SegLocalVisualizer' if hasattr(sample, 'pred_sem_seg') else 'mmpretrain.UniversalVisualizer')
+    visualizer = VISUALIZERS.build(dict(type=kind, name='pictures'))
+    visualizer.dataset_meta = metainfo
+    return visualizer
+
+
+def paint_truth(visualizer, sample, truth, file):
+    """The boxes of a detection set, and the outlines where it has them, in px of the file."""
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import PolygonMasks
+    from mmengine.structures import InstanceData
+    image = image_of(sample)
+    given = InstanceData(bboxes=torch.tensor([item['bbox'] for item in truth], dtype=torch.float32).reshape(-1, 4),
+                         labels=torch.tensor([item['bbox_label'] for item in truth], dtype=torch.int64))
+    if truth and all(isinstance(item.get('mask'), list) for item in truth):
+        given.masks = PolygonMasks([[np.asarray(part) for part in item['mask']] for item in truth], *image.shape[:2])
+    visualizer.add_datasample('truth', image, DetDataSample(gt_instances=given), draw_pred=False, out_file=str(file))
 
 
 def good(sample, truth):

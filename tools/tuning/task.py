@@ -84,7 +84,8 @@ def config(found, place, size, batch, epochs, trunk):
         trunk (dict): `name` of timm, `weights`, a file, `width` and `depth` of its blocks, px of a `patch`.
     """
     cfg = load_config(CONFIGS / BASES[found.task])
-    cfg.pop('sweep', None)
+    score, times = SCORES[found.task]
+    cfg.sweep = dict(score=score, times=times, rates=cfg.sweep.rates, weight_decays=cfg.sweep.weight_decays)
     classes = tuple(found.classes)
     cfg.classes, cfg.epochs, cfg.batch = classes, epochs, batch
     backbone = cfg.model.backbone

@@ -1,0 +1,21 @@
+# Crops of blood cells: which of three kinds is it? Of BCCD's boxes (MIT): 300 crops to train, 199 val, all of test.
+#
+# python tools/demo/crops.py data/bccd data/crops                          the crops, once
+# python tools/sweep.py configs/bench/crops.py --methods fixed,lora        the whole protocol, see README.md here
+# python tools/train.py configs/bench/crops.py --method lora               one run
+_base_ = '../demo/crops_vit-s.py'
+
+# ---- what one edits
+classes = ('Platelets', 'RBC', 'WBC')
+data_root = 'data/crops/'
+
+# ---- the task
+sweep = dict(data='python tools/demo/crops.py data/bccd data/crops makes it')
+model = dict(head=dict(num_classes=len(classes)))
+data_preprocessor = dict(num_classes=len(classes))
+dataset = dict(data_root=data_root, metainfo=dict(classes=classes))
+train_dataloader = dict(dataset=dataset)
+val_dataloader = dict(dataset=dataset)
+test_dataloader = dict(dataset=dict(dataset, ann_file='test.txt'))
+val_evaluator = dict(num_classes=len(classes))
+test_evaluator = val_evaluator
