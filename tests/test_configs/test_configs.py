@@ -34,7 +34,7 @@ STEPS = [name for name in RUNS if not re.search('/vtab_(?!cifar_)|/fgvc_(?!cub_)
 
 # What belongs to a paper's folder: its configs, and most papers' method files.
 PAPERS = dict(
-    e3va=('configs/e3va/',), gps=('configs/gps/', 'configs/methods/gps'),
+    e3va=('configs/e3va/', 'configs/methods/e3va'), gps=('configs/gps/', 'configs/methods/gps'),
     dmlora=('configs/dmlora/', 'configs/methods/dmlora'),
     pear=('configs/pear/', 'configs/methods/pear', 'configs/methods/vp_'))
 
@@ -135,6 +135,16 @@ def test_metafile_names_the_files(folder):
     assert {model['In Collection'] for model in meta['Models']} == {entry['Name'] for entry in meta['Collections']}
     assert not any('Results' in model for model in meta['Models'])      # no number of ours is measured
     assert f'configs/{folder}/metafile.yml' in yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
+
+
+def test_mims_library_reads_the_index():
+    loaded = pytest.importorskip('modelindex.load_model_index').load(str(ROOT / 'model-index.yml'))
+    loaded.build_models_with_collections()
+    listed = [model.config for model in loaded.models]
+    assert len(set(listed)) == len(listed) > 100 and all((ROOT / name).is_file() for name in listed)
+    methods = {f'configs/methods/{path.name}' for path in (ROOT / 'configs/methods').glob('*.py')}
+    assert methods <= set(listed), f'in no metafile: {sorted(methods - set(listed))}'
+    assert {entry.name for entry in loaded.collections} == {model.in_collection for model in loaded.models}
 
 
 @pytest.mark.parametrize('folder', PAPERS)
