@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.nn import functional as F
 
-from tests.conftest import build
+from tests.conftest import build, in_two_processes
 
 IMAGES, BATCH = 8, 4                                                    # an epoch has two iterations
 NUMBERS = itertools.count()                                             # mmengine keeps what it has of a name
@@ -132,3 +132,18 @@ def without_batch_norm(runner):
 
 def keep_still(norm, inputs):
     norm.training = False
+
+
+def assert_as_one_process(train, two, folder, step=0, **tolerances):
+    """Two processes hold the same weights in the end, and after a step those of one: the losses are means over images.
+
+    Args:
+        train: train(folder, file) in one process, `Weights` into the file.
+        two: two(rank, folder), the same in one of two, into {rank}.pth.
+    """
+    train(folder / 'one', folder / 'one.pth')
+    in_two_processes(two, folder)
+    one, *both = [torch.load(folder / f'{name}.pth') for name in ('one', 0, 1)]
+    assert_equal(both[0][-1], both[1][-1])
+    for name, value in one[step].items():                               # Adam makes much of rounding later on
+        torch.testing.assert_close(both[0][step][name], value, **tolerances)

@@ -4,6 +4,7 @@
 # ATSS (Zhang et al., CVPR 2020, arXiv:1912.02424) on a ViT-S/14 in DINOv2's layout. What to expect: README.md here.
 import os
 
+_base_ = '../_base_/schedules/bench.py'
 cache = os.path.expanduser(os.environ.get('E3VA_CACHE', '~/.cache/e3va'))
 
 # ---- what one edits
@@ -74,22 +75,9 @@ test_dataloader = val_dataloader
 test_evaluator = val_evaluator
 
 # ---- the schedule
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-optim_wrapper = dict(
-    type='OptimWrapper', optimizer=dict(type='AdamW', lr=rate, weight_decay=0.01), clip_grad=dict(max_norm=10))
+train_cfg = dict(max_epochs=epochs, val_interval=epochs)
+optim_wrapper = dict(optimizer=dict(lr=rate))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=epochs, T_max=epochs, convert_to_iter_based=True)]
-default_hooks = dict(
-    timer=dict(type='IterTimerHook'), logger=dict(type='LoggerHook', interval=10),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    # of two checkpoints one is whole while the other is being written
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
-    sampler_seed=dict(type='DistSamplerSeedHook'))
-env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0))
-log_processor = dict(type='LogProcessor', window_size=10, by_epoch=True)
 visualizer = dict(type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
-randomness = dict(seed=0)
-log_level = 'INFO'

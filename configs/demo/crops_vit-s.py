@@ -5,6 +5,7 @@
 # python tools/sweep.py configs/demo/crops_vit-s.py --methods fixed,lora,e3va --tune
 import os
 
+_base_ = '../_base_/schedules/bench.py'
 cache = os.path.expanduser(os.environ.get('E3VA_CACHE', '~/.cache/e3va'))
 
 # ---- what one edits
@@ -53,22 +54,11 @@ test_dataloader = val_dataloader
 test_evaluator = val_evaluator
 
 # ---- the schedule
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=epochs, val_interval=epochs)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+train_cfg = dict(max_epochs=epochs, val_interval=epochs)
 optim_wrapper = dict(
-    type='OptimWrapper', optimizer=dict(type='AdamW', lr=rate, weight_decay=1e-4),
+    _delete_=True, type='OptimWrapper', optimizer=dict(type='AdamW', lr=rate, weight_decay=1e-4),
     paramwise_cfg=dict(custom_keys=dict(head=dict(lr_mult=10))))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=True, begin=0, end=1, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=epochs, T_max=epochs, convert_to_iter_based=True)]
-default_hooks = dict(
-    timer=dict(type='IterTimerHook'), logger=dict(type='LoggerHook', interval=10),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
-    sampler_seed=dict(type='DistSamplerSeedHook'))
-env_cfg = dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0))
-log_processor = dict(type='LogProcessor', window_size=10, by_epoch=True)
 visualizer = dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])
-randomness = dict(seed=0)
-log_level = 'INFO'

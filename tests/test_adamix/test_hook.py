@@ -9,12 +9,13 @@ from torch.nn import functional as F
 from e3va.adamix.hook import AdaMixHook, consistent
 from e3va.command.processes import GlooRunner
 from e3va.dmlora.method import AGAIN, draw
-from tests.conftest import in_two_processes, stir
+from tests.conftest import stir
 from tests.running import (
     BATCH,
     Classifier,
     Interrupt,
     Weights,
+    assert_as_one_process,
     assert_equal,
     finished,
     runner_of,
@@ -107,12 +108,7 @@ def two(rank, folder):
 
 def test_two_processes(tmp_path):
     """The same draws in both, and the weights of one process: the losses are means over images."""
-    train(tmp_path / 'one', tmp_path / 'one.pth')
-    in_two_processes(two, tmp_path)
-    one, *both = [torch.load(tmp_path / f'{name}.pth') for name in ('one', 0, 1)]
-    assert_equal(both[0][-1], both[1][-1])
-    for name, value in one[0].items():                                  # Adam makes much of rounding later on
-        torch.testing.assert_close(both[0][0][name], value, rtol=1e-4, atol=1e-5)
+    assert_as_one_process(train, two, tmp_path, rtol=1e-4, atol=1e-5)
 
 
 def test_refusals(tmp_path, monkeypatch):

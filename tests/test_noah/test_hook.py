@@ -1,16 +1,15 @@
 """NOAHHook in a runner: a subnet a step, resume, two processes, what it refuses."""
 import pytest
-import torch
 from mmengine.hooks import Hook
 
 from e3va.command.processes import GlooRunner
 from e3va.noah.method import Space, drawn
-from tests.conftest import in_two_processes
 from tests.running import (
     BATCH,
     Classifier,
     Interrupt,
     Weights,
+    assert_as_one_process,
     assert_equal,
     finished,
     runner_of,
@@ -69,12 +68,7 @@ def two(rank, folder):
 
 def test_two_processes(tmp_path):
     """The same draws in both, and the weights of one process."""
-    train(tmp_path / 'one', tmp_path / 'one.pth')
-    in_two_processes(two, tmp_path)
-    one, *both = [torch.load(tmp_path / f'{name}.pth') for name in ('one', 0, 1)]
-    assert_equal(both[0][-1], both[1][-1])
-    for name, value in one[0].items():                                  # Adam makes much of rounding later on
-        torch.testing.assert_close(both[0][0][name], value, rtol=1e-4, atol=1e-5)
+    assert_as_one_process(train, two, tmp_path, rtol=1e-4, atol=1e-5)
 
 
 def test_refusals(tmp_path):

@@ -9,13 +9,13 @@ from mmengine.model import BaseDataPreprocessor
 from e3va.command.processes import GlooRunner
 from e3va.train.cache import refuse_draws
 from tests import running
-from tests.conftest import in_two_processes
 from tests.running import (
     BATCH,
     IMAGES,
     Classifier,
     Interrupt,
     Weights,
+    assert_as_one_process,
     assert_equal,
     finished,
     runner_of,
@@ -75,12 +75,7 @@ def two(rank, folder):
 
 def test_two_processes(tmp_path):
     """Each computes half of the images and has the features of all: the weights of one process."""
-    probe(tmp_path / 'one', tmp_path / 'one.pth')
-    in_two_processes(two, tmp_path)
-    one, *both = [torch.load(tmp_path / f'{name}.pth')[-1] for name in ('one', 0, 1)]
-    assert_equal(*both)
-    for name, value in one.items():
-        torch.testing.assert_close(both[0][name], value, rtol=1e-5, atol=1e-6)
+    assert_as_one_process(probe, two, tmp_path, step=-1, rtol=1e-5, atol=1e-6)
 
 
 # ---- what is refused

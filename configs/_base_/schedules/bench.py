@@ -1,7 +1,7 @@
-# The loop, hooks and optimizer of the small tasks in configs/bench, for any of the three libraries; a task says its
-# epochs and its visualizer.
+# The loop, hooks and optimizer of the small tasks in configs/demo and configs/bench, for any of the three libraries; a
+# task says its epochs and its visualizer.
 #
-# Source: ours; that of the demo.
+# Source: ours.
 train_cfg = dict(type='EpochBasedTrainLoop')
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
