@@ -227,12 +227,13 @@ def finish(runner, cfg, out, found, data, why, console):
     worst, best = order[:count], order[count:][-count:][::-1]
     for i in (*worst, *best):
         pictures[i] = out / f'image_{i}.jpg'
-        show.paint(runner.visualizer, samples[i], pictures[i], found.classes)
+        show.paint_beside(runner.visualizer, samples[i], show.truth_of(dataset, i), pictures[i], found.classes)
     line = shlex.join(['python', 'tools/predict.py', str(delta), 'IMAGES', '--out', 'FOLDER'])
     use = [('On images, from a shell:', line),
            ('In Python:', PYTHON[cfg.default_scope].format(config=out / 'config.py', delta=delta)),
            ('Train it again, after an edit:', f'python tools/train.py {out / "config.py"}')]
-    texts = {i: f'{Path(samples[i].img_path).name}: {goods[i]:.2f}' for i in pictures}
+    sides = '' if found.task == 'classification' else 'truth and prediction, '
+    texts = {i: f'{Path(samples[i].img_path).name}: {sides}{goods[i]:.2f}' for i in pictures}
     title, drawn = f'{found.folder.name}: {found.task}', page.curves(out / 'run', score, times)
     page.make(out / 'page.html', title, scores, drawn, data, why,
               [(pictures[i], texts[i]) for i in best], [(pictures[i], texts[i]) for i in worst], use)

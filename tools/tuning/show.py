@@ -90,6 +90,17 @@ def paint_truth(visualizer, sample, truth, file):
     visualizer.add_datasample('truth', image, DetDataSample(gt_instances=given), draw_pred=False, out_file=str(file))
 
 
+def paint_beside(visualizer, sample, truth, file, classes):
+    """The truth at the left, what was predicted at the right."""
+    paint(visualizer, sample, file, classes)
+    if truth is not None:                                               # the other libraries' pictures have it in them
+        left = file.with_stem(f'{file.stem}_truth')
+        paint_truth(visualizer, sample, [item for item in truth if not item.get('ignore_flag')], left)
+        both = np.hstack([np.asarray(Image.open(each)) for each in (left, file)])
+        Image.fromarray(both).save(file)
+        left.unlink()
+
+
 def good(sample, truth):
     """0 to 1: F1 of the boxes at an overlap of 0.5, mean IoU of an image's classes, or the true class's probability.
 
