@@ -220,22 +220,23 @@ class Pool:
 
     def finish(self, runs, title):
         """Make the runs that are not there yet; those that failed."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
         left, failed, places, stop = [run for run in runs if not run.result.is_file()], [], SimpleQueue(), []
         for i in range(self.workers):
             places.put(i)
-        columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        columns = (TextColumn('{task.description}'), BarColumn(20), TimeRemainingColumn(compact=True),
+                   TextColumn('{task.fields[said]}'))
         with Progress(*columns, speed_estimate_period=3600) as bar:
-            progress = bar.add_task(title, total=len(left))
+            progress = bar.add_task(title, total=len(left), said=f'of {len(left)} runs')
 
             def one(run):
                 place = places.get()
                 try:
                     if not stop:
-                        here = bar.add_task('', total=None)
+                        here = bar.add_task(f'  {run.says}', total=None, said='')
 
                         def say(text):
-                            bar.update(here, description=f'  {run.says}: {text}')
+                            bar.update(here, said=text)
 
                         if not self.start(run, place, say):
                             failed.append(run)
