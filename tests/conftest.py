@@ -165,15 +165,29 @@ def image(trunk, batch=2, seed=0):
     return torch.randn(batch, 3, *TRUNKS[trunk][2], generator=torch.Generator().manual_seed(seed))
 
 
-def pair(trunk, method, stirred=False):
-    """(stock, tuned) with the same weights; `stirred` moves what trains away from its initial values."""
-    stock, tuned = build(trunk), build(trunk, method, seed=1)
+@functools.cache
+def stock_state(trunk):
+    """Names and weights of the stock trunk of a name."""
+    return build(trunk).state_dict()
+
+
+def alike(trunk, method, stirred=False, seed=1):
+    """A tuned trunk with the stock one's weights; `stirred` moves what trains away from its initial values."""
+    state, tuned = stock_state(trunk), build(trunk, method, seed)
     if hasattr(tuned, '_is_init'):
-        tuned._is_init = stock._is_init = True
-    tuned.load_state_dict(stock.state_dict(), strict=False)
+        tuned._is_init = True
+    tuned.load_state_dict(state, strict=False)
     if stirred:
         stir(tuned)
-    return stock, tuned
+    return tuned
+
+
+def pair(trunk, method, stirred=False):
+    """(stock, tuned) with the same weights, see `alike`."""
+    stock = build(trunk)
+    if hasattr(stock, '_is_init'):
+        stock._is_init = True
+    return stock, alike(trunk, method, stirred)
 
 
 def stir(model):
