@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import utils as config_utils
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 from yapf.yapflib import yapf_api
@@ -19,7 +18,6 @@ import e3va  # noqa: F401 helps the stack import, before any library
 from e3va.registry import MODELS
 
 yapf_api.FormatCode = lambda text, **style: (text, True)                # seconds a config, and how it looks is not ours
-config_utils.load = functools.cache(config_utils.load)                  # `mmdet::` reads a hundred metafiles each time
 gc.set_threshold(3000)                                                  # a model is thousands of objects
 
 ROOT = Path(__file__).parents[1]
