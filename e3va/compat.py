@@ -37,6 +37,7 @@ def install():
     complete_torchvision()
     when_imported('mmpretrain.utils.dependency', leave_out_multimodal)
     when_imported('yapf.yapflib.yapf_api', format_once)
+    when_imported('mmengine.config.utils', read_metafiles_once)
 
 
 class WhenImported(MetaPathFinder):
@@ -84,6 +85,11 @@ def format_once(yapf_api):
         return kept[key]
 
     yapf_api.FormatCode = format_code
+
+
+def read_metafiles_once(config_utils):
+    """Have mmengine keep a library's metafiles: it reads all of them, a hundred, for every `mmdet::` of a config."""
+    config_utils.load = cache(config_utils.load)
 
 
 def problems():

@@ -18,6 +18,7 @@ import e3va  # noqa: F401 helps the stack import, before any library
 from e3va.registry import MODELS
 
 yapf_api.FormatCode = lambda text, **style: (text, True)                # seconds a config, and how it looks is not ours
+gc.set_threshold(3000)                                                  # a model is thousands of objects
 
 ROOT = Path(__file__).parents[1]
 SWIN = dict(embed_dims=24, depths=(1, 2, 1, 1), num_heads=(1, 2, 4, 8), window_size=7, drop_path_rate=0.3)
@@ -162,15 +163,29 @@ def image(trunk, batch=2, seed=0):
     return torch.randn(batch, 3, *TRUNKS[trunk][2], generator=torch.Generator().manual_seed(seed))
 
 
-def pair(trunk, method, stirred=False):
-    """(stock, tuned) with the same weights; `stirred` moves what trains away from its initial values."""
-    stock, tuned = build(trunk), build(trunk, method, seed=1)
+@functools.cache
+def stock_state(trunk):
+    """Names and weights of the stock trunk of a name."""
+    return build(trunk).state_dict()
+
+
+def alike(trunk, method, stirred=False, seed=1):
+    """A tuned trunk with the stock one's weights; `stirred` moves what trains away from its initial values."""
+    state, tuned = stock_state(trunk), build(trunk, method, seed)
     if hasattr(tuned, '_is_init'):
-        tuned._is_init = stock._is_init = True
-    tuned.load_state_dict(stock.state_dict(), strict=False)
+        tuned._is_init = True
+    tuned.load_state_dict(state, strict=False)
     if stirred:
         stir(tuned)
-    return stock, tuned
+    return tuned
+
+
+def pair(trunk, method, stirred=False):
+    """(stock, tuned) with the same weights, see `alike`."""
+    stock = build(trunk)
+    if hasattr(stock, '_is_init'):
+        stock._is_init = True
+    return stock, alike(trunk, method, stirred)
 
 
 def stir(model):
@@ -259,16 +274,21 @@ def peft(monkeypatch):
     return pytest.importorskip('peft')
 
 
-def pytest_collection_finish(session):
-    """The libraries stay: the collector need not look through them, and finds what a test leaves behind so much sooner.
-    """
-    gc.collect()
-    gc.freeze()
+def the_libraries_stay():
+    """The collector need not look through what was imported: tenths of a second each time, more than many a test."""
+    if len(sys.modules) > the_libraries_stay.modules:
+        the_libraries_stay.modules = len(sys.modules)
+        gc.collect()
+        gc.freeze()
+
+
+the_libraries_stay.modules = 0
 
 
 @pytest.fixture(autouse=True)
 def nothing_of_the_test_before():
     """mmengine keeps loggers, which write to an output that is closed by now, and the scope in which names are read."""
+    the_libraries_stay()
     MMLogger._instance_dict.clear()
     DefaultScope._instance_dict.clear()
 

@@ -183,3 +183,14 @@ def test_a_text_is_formatted_once():
     assert yapf_api.FormatCode('b', style_config=dict(style, indent=2)) == ('B', True)
     assert calls == [('a', dict(style_config=style)), ('b', dict(style_config=style)),
                      ('b', dict(style_config=dict(style, indent=2)))]
+
+
+def test_metafiles_are_read_once(tmp_path, monkeypatch):
+    """For the second `mmdet::` of a process none is parsed."""
+    import yaml
+    from mmengine.config import Config
+    for name in 'ab':
+        (tmp_path / f'{name}.py').write_text("_base_ = 'mmdet::_base_/default_runtime.py'")
+    first = Config.fromfile(tmp_path / 'a.py')
+    monkeypatch.setattr(yaml, 'load', lambda *_, **__: pytest.fail('a metafile is read again'))
+    assert Config.fromfile(tmp_path / 'b.py').to_dict() == first.to_dict()

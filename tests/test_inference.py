@@ -21,6 +21,7 @@ def small(library, folder):
         cfg = load_config('mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py')
         cfg.model.backbone.update(SWIN, init_cfg=init, convert_weights=False)
         cfg.model.neck.update(in_channels=[24, 48, 96, 192])
+        next(step for step in cfg.test_dataloader.dataset.pipeline if step.type == 'Resize').scale = (160, 120)
         cfg.model.roi_head.bbox_head.num_classes = cfg.model.roi_head.mask_head.num_classes = 3
     elif library == 'mmseg':
         cfg = load_config('mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py')

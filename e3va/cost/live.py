@@ -4,7 +4,6 @@ from functools import partial
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
@@ -47,9 +46,11 @@ class LiveBytes(TorchDispatchMode):
 
 
 def storages(tree):
-    """The storages of the dense tensors in nested containers."""
-    return [leaf.untyped_storage() for leaf in tree_leaves(tree)
-            if isinstance(leaf, torch.Tensor) and leaf.layout == torch.strided]
+    """The storages of the dense tensors in nested containers: tuples, lists and dicts, which is what operators take."""
+    if isinstance(tree, torch.Tensor):
+        return [tree.untyped_storage()] if tree.layout == torch.strided else []
+    inside = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (tuple, list)) else ()
+    return [storage for each in inside for storage in storages(each)]
 
 
 def unique_bytes(tensors):

@@ -108,6 +108,12 @@ def plan(cfg, specs, size=None, dtype='fp32', objects=batch.OBJECTS, say=lambda 
     Returns:
         tuple: (H, W) of the images and a list of `Plan`.
     """
+    size, plans = in_turn(cfg, specs, size, dtype, objects, say)
+    return size, list(plans)
+
+
+def in_turn(cfg, specs, size=None, dtype='fp32', objects=batch.OBJECTS, say=lambda text: None):
+    """`plan` with a generator in the place of the list: a method is counted when its plan is asked for."""
     for name, value in (('--size', min(size or (1, ))), ('--objects', objects)):
         if value < 1:
             raise ValueError(f'{name} must be at least 1, not {value}')
@@ -117,7 +123,12 @@ def plan(cfg, specs, size=None, dtype='fp32', objects=batch.OBJECTS, say=lambda 
     batch.generate(cfg, (1, 1), 1)                              # says at once where there is no ground truth
     MMLogger.get_instance('e3va', log_level='ERROR')
     init_default_scope(cfg.default_scope)
-    model, plans, known = None, [], {}
+    return size, one_by_one(cfg, specs, configs, size, dtype, objects, say)
+
+
+def one_by_one(cfg, specs, configs, size, dtype, objects, say):
+    """The plans of `in_turn`, whose arguments were checked."""
+    model, known = None, {}
     for each, config in zip(specs, configs):
         say(f'building {each.label}')
         if model is None:                                       # neck and heads are the same for all methods
@@ -153,9 +164,8 @@ def plan(cfg, specs, size=None, dtype='fp32', objects=batch.OBJECTS, say=lambda 
                        for name in one}
         else:
             counted = {name: (one[name], two[name] - one[name], 0) for name in one}
-        plans.append(Plan(each.label, unique_bytes([*parameters, *model.buffers(), *trunk.buffers()]), gradients,
-                          2 * gradients, first, counted, share))
-    return size, plans
+        yield Plan(each.label, unique_bytes([*parameters, *model.buffers(), *trunk.buffers()]), gradients,
+                   2 * gradients, first, counted, share)
 
 
 def crowded(data, objects):

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 import e3va
 from e3va.adamix.method import MixAdapter, divergence
 from e3va.dmlora.method import AGAIN, average, draw, mixtures
-from tests.conftest import build, distance, image, pair
+from tests.conftest import alike, build, distance, image
 from tests.test_methods.counts import count
 
 
@@ -56,7 +56,7 @@ def test_draws():
 
 def test_one_plain_adapter_is_left():
     """Averaged, it is the AdapterPfeiffer of these weights; its outputs are what the mixture's were in evaluation."""
-    _, tuned = pair('vit_mmpretrain', dict(type='AdaMix', rank=4, branches=3), stirred=True)
+    tuned = alike('vit_mmpretrain', dict(type='AdaMix', rank=4, branches=3), stirred=True)
     x = image('vit_mmpretrain')
     want = tuned.eval()(x)
     gone = average(tuned)
@@ -73,7 +73,7 @@ def test_one_plain_adapter_is_left():
 
 
 def test_lora_merges():
-    _, tuned = pair('swin_mmdet', dict(type='AdaMix', module='lora', rank=2, branches=3), stirred=True)
+    tuned = alike('swin_mmdet', dict(type='AdaMix', module='lora', rank=2, branches=3), stirred=True)
     x = image('swin_mmdet')
     merged = e3va.merge(tuned)
     tuned.eval(), merged.eval()

@@ -10,7 +10,7 @@ import e3va
 from e3va.delta import file as delta_file
 from e3va.layers.quantised import quantised_entries
 from e3va.registry import MODELS
-from tests.conftest import build, distance, image, pair, projected
+from tests.conftest import alike, build, distance, image, pair, projected
 
 METHOD = dict(type='LoRA', rank=6, bits=2)
 VIT_B = dict(type='e3va.Tuned', trunk='mmpretrain.VisionTransformer', arch='b')
@@ -67,7 +67,7 @@ def test_round_trips(trunk, method, tmp_path):
 def test_training_goes_on(tmp_path):
     """From a loaded delta: the formula of the floats that came, whether or not anybody calls `train()`."""
     method = dict(type='LoRA', rank=6, bits=1, dropout=0.)
-    _, tuned = pair('vit_mmpretrain', method, stirred=True)
+    tuned = alike('vit_mmpretrain', method, stirred=True)
     e3va.save_delta(tuned, tmp_path / 'delta.safetensors')
     x, runs = image('vit_mmpretrain'), []
     for calls_train in (True, False):
@@ -126,7 +126,7 @@ def test_other_bits_are_refused(tmp_path):
 
 def test_floats_keep_their_file(tmp_path):
     """Without quantised matrices nothing is packed."""
-    _, tuned = pair('vit_timm', 'lora', stirred=True)
+    tuned = alike('vit_timm', 'lora', stirred=True)
     assert quantised_entries(tuned) == {}
     e3va.save_delta(tuned, tmp_path / 'delta.safetensors')
     tensors, meta = delta_file.read(tmp_path / 'delta.safetensors')

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from e3va.cost.saved import saved_bytes
 from e3va.highway import segment, side
 from e3va.layers import recompute
-from tests.conftest import SWIN, TRUNKS, build, distance, image, pair, projected, refusal
+from tests.conftest import SWIN, TRUNKS, alike, build, distance, image, pair, projected, refusal
 
 FLOAT = 4
 
@@ -66,7 +66,7 @@ def method(mode, **options):
 @pytest.mark.parametrize('mode', ['exact', 'stream'])
 @pytest.mark.parametrize('trunk', [trunk for trunk in TRUNKS if not refusal(trunk, 'e3va')])
 def test_same_gradients_as_plain_autograd(trunk, mode):
-    _, tuned = pair(trunk, method(mode), stirred=True)
+    tuned = alike(trunk, method(mode), stirred=True)
     tuned.train()
     x = image(trunk)
     want, got = plain(tuned, x), tuned(x)
@@ -79,8 +79,8 @@ def test_same_gradients_as_plain_autograd(trunk, mode):
 @pytest.mark.parametrize('trunk', [trunk for trunk in TRUNKS if not refusal(trunk, 'e3va')])
 def test_fewer_bits(trunk, mode, least):
     """The outputs are the exact ones, the gradients point their way: cosine for each tensor."""
-    _, exact = pair(trunk, method('exact'), stirred=True)
-    _, tuned = pair(trunk, method(mode), stirred=True)
+    exact = alike(trunk, method('exact'), stirred=True)
+    tuned = alike(trunk, method(mode), stirred=True)
     exact.train(), tuned.train()
     x = image(trunk)
     want, got = exact(x), tuned(x)
@@ -107,7 +107,7 @@ def test_options_stream_as_they_do_exactly(options):
 @pytest.mark.parametrize('mode', ['exact', 'stream'])
 def test_shared_adapters(mode, share):
     """A parameter that serves two places gets the sum of both gradients, as in plain autograd."""
-    _, tuned = pair('swin_mmdet', method(mode), stirred=True)
+    tuned = alike('swin_mmdet', method(mode), stirred=True)
     first, second = tuned.e3va.stages[1]
     if share == 'two blocks':
         second['attn'] = first['attn']
@@ -125,7 +125,7 @@ def test_shared_adapters(mode, share):
 @pytest.mark.parametrize('mode', ['exact', 'stream'])
 def test_frozen_adapters(mode, arrangement):
     """What does not train gets no gradient; a stage in which nothing trains keeps no inputs."""
-    _, tuned = pair('swin_mmdet', method(mode, arrangement=arrangement), stirred=True)
+    tuned = alike('swin_mmdet', method(mode, arrangement=arrangement), stirred=True)
     tuned.train()
     x = image('swin_mmdet')
     names = [name for name, parameter in tuned.named_parameters() if parameter.requires_grad]
@@ -146,12 +146,12 @@ def test_frozen_adapters(mode, arrangement):
 
 
 def test_parameters_changed_between_forward_and_backward():
-    _, tuned = pair('swin_mmdet', method('exact'), stirred=True)
+    tuned = alike('swin_mmdet', method('exact'), stirred=True)
     out = projected(tuned(image('swin_mmdet')))
     tuned.e3va.stages[1].requires_grad_(False)
     with pytest.raises(RuntimeError, match='between forward and backward'):
         out.backward()
-    _, tuned = pair('swin_mmdet', method('exact'), stirred=True)
+    tuned = alike('swin_mmdet', method('exact'), stirred=True)
     others = {name: 2 * parameter for name, parameter in tuned.named_parameters() if parameter.requires_grad}
     out = projected(torch.func.functional_call(tuned, others, (image('swin_mmdet'),)))
     with pytest.raises(RuntimeError, match='between forward and backward'):
@@ -190,7 +190,7 @@ def test_other_entries_of_timm_do_not_go_past_the_highway():
 
 def test_droppath_is_drawn_once():
     """With the trunk in its own training mode, what runs again in backward draws what it drew before."""
-    _, tuned = pair('swin_mmdet', method('stream', trunk_mode='config', tap='after'), stirred=True)
+    tuned = alike('swin_mmdet', method('stream', trunk_mode='config', tap='after'), stirred=True)
     x = image('swin_mmdet')
     tuned.train()
     torch.manual_seed(5)
@@ -211,7 +211,7 @@ def test_droppath_is_drawn_once():
 @pytest.mark.parametrize('mode', segment.MODES)
 def test_autocast(mode):
     """bf16 autocast, with the backward outside of it as in a training loop: 8 bits of mantissa through 8 blocks."""
-    _, tuned = pair('swin_mmdet', method(mode), stirred=True)
+    tuned = alike('swin_mmdet', method(mode), stirred=True)
     tuned.train()
     x = image('swin_mmdet')
     want = gradients(tuned(x), tuned)

@@ -6,7 +6,7 @@ import timm
 import torch
 
 import e3va
-from tests.conftest import TRUNKS, build, distance, image, pair, projected
+from tests.conftest import TRUNKS, alike, build, distance, image, pair, projected
 
 
 def quick(**options):
@@ -105,7 +105,7 @@ def test_compiled_blocks():
 
 
 def test_half_linear_follows_the_model_s_type():
-    _, tuned = pair('swin_mmdet', quick(trunk_weights='bf16'))
+    tuned = alike('swin_mmdet', quick(trunk_weights='bf16'))
     assert tuned.double().eval()(image('swin_mmdet').double())[0].dtype == torch.double
 
 

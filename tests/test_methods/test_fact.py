@@ -9,7 +9,7 @@ from torch import nn
 
 import e3va
 from e3va.methods.fact import Factors, TensorTrain, Tucker
-from tests.conftest import build, distance, image, pair
+from tests.conftest import alike, build, distance, image
 
 from .counts import SWIN, count
 
@@ -132,7 +132,7 @@ def test_what_is_added(trunk, widths):
 @pytest.mark.parametrize('make', [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_share_their_own(make):
     """In a copy all layers share the copy's factors, and a change of them reaches all layers."""
-    _, tuned = pair('vit_timm', 'fact_tk', stirred=True)
+    tuned = alike('vit_timm', 'fact_tk', stirred=True)
     other = make(tuned.eval())
     found = {id(module.shared[0]) for module in other.modules() if isinstance(module, Tucker)}
     assert found == {id(other.fact['24'])} and id(tuned.fact['24']) not in found
@@ -150,7 +150,7 @@ def build_stock(tuned):
 
 
 def test_merged_trunk_has_no_trace():
-    _, tuned = pair('swin_mmdet', 'fact_tt', stirred=True)
+    tuned = alike('swin_mmdet', 'fact_tt', stirred=True)
     assert hasattr(tuned, 'fact') and not hasattr(e3va.merge(tuned), 'fact')
 
 

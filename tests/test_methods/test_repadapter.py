@@ -6,7 +6,7 @@ from torch import nn
 
 import e3va
 from e3va.methods.repadapter import RepAdapterLinear
-from tests.conftest import build, distance, image, pair, stir
+from tests.conftest import alike, build, distance, image, stir
 
 from .counts import SWIN, count
 
@@ -92,7 +92,7 @@ def test_placement(trunk, method, layers):
 
 def test_padded_windows_merge():
     """Swin pads its windows behind the norm; the adapter's bias acts there too, as the merged layer's does."""
-    _, tuned = pair('swin_mmdet', 'repadapter', stirred=True)
+    tuned = alike('swin_mmdet', 'repadapter', stirred=True)
     tuned.eval()
     assert distance(tuned(image('swin_mmdet')), e3va.merge(tuned)(image('swin_mmdet'))) <= 1e-5
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import e3va
 from e3va.registry import MODELS
-from tests.conftest import TRUNKS, VIT_ARCH, build, distance, image, pair, projected, stir, tensors
+from tests.conftest import TRUNKS, VIT_ARCH, alike, build, distance, image, pair, projected, stir, tensors
 
 FORMS = pytest.mark.parametrize('deep', [False, True], ids=['shallow', 'deep'])
 SWINS = ['swin_mmdet', 'swin_mmseg', 'swin_mmpretrain', 'swin_mmpretrain_late', 'swin_timm']
@@ -154,7 +154,7 @@ def test_swin(trunk, deep):
 @pytest.mark.parametrize('trunk', ['swin_mmdet', 'swin_timm', 'vit_timm'])
 def test_images_keep_their_prompts(trunk, deep):
     """An image's maps do not depend on what else is in the batch (the public code's shallow Swin trades prompts)."""
-    _, tuned = pair(trunk, dict(type='VPT', tokens=3, deep=deep), stirred=True)
+    tuned = alike(trunk, dict(type='VPT', tokens=3, deep=deep), stirred=True)
     tuned.eval()
     x = image(trunk, batch=3)
     alone = [tensors(tuned(one[None])) for one in x]

@@ -13,7 +13,7 @@ import e3va
 from e3va.layers import Emptied
 from e3va.methods.routing import routing_of
 from e3va.pear import plan as pear
-from tests.conftest import build, distance, image, pair, projected, stir, tensors
+from tests.conftest import alike, build, distance, image, pair, projected, stir, tensors
 
 METHODS = dict(
     lora=dict(type='LoRA', rank=2, roles=('q', 'v', 'proj')), bi_lora=dict(type='LoRA', rank=4, bits=1),
@@ -167,7 +167,7 @@ def test_knowledge_checkpoint(method, ratio, checkpoint, coefficients):
 @pytest.mark.parametrize('checkpoint', ['da', 'sba'])
 def test_knowledge_checkpoint_of_a_loaded_delta(tmp_path, checkpoint):
     """In evaluation too, the servers compute with the mean and deviation of what they have become."""
-    _, tuned = pair('vit_mmpretrain', METHODS['bi_lora'], stirred=True)
+    tuned = alike('vit_mmpretrain', METHODS['bi_lora'], stirred=True)
     e3va.save_delta(tuned, tmp_path / 'delta.safetensors')
     tuned = e3va.load_delta(pair('vit_mmpretrain', METHODS['bi_lora'])[1], tmp_path / 'delta.safetensors').eval()
     plan = pear.plan(torch.arange(8.), *pear.alike(tuned), 0.5)
@@ -185,7 +185,7 @@ def test_knowledge_checkpoint_of_a_loaded_delta(tmp_path, checkpoint):
 def test_outputs_are_those_of_copies(trunk, method, share):
     """A pruned trunk computes what an unpruned one does that holds the servers' values in their places, or zeros."""
     _, tuned, plan = pruned(trunk, method, share=share)
-    _, whole = pair(trunk, METHODS[method], stirred=True)
+    whole = alike(trunk, METHODS[method], stirred=True)
     units, bits = list(units_of(whole).values()), METHODS[method].get('bits')
     if bits and not share:
         pytest.skip('zeros in 1 bit are no zeros')
@@ -203,7 +203,7 @@ def test_outputs_are_those_of_copies(trunk, method, share):
 def test_gradients_add_up(trunk, method):
     """A shared unit gets the sum of what its positions' own copies would get."""
     _, tuned, plan = pruned(trunk, method)
-    _, whole = pair(trunk, METHODS[method], stirred=True)
+    whole = alike(trunk, METHODS[method], stirred=True)
     units = list(units_of(whole).values())
     with torch.no_grad():
         for i, k in enumerate(plan.served_by):

@@ -10,7 +10,7 @@ import e3va
 from e3va.gps.gradients import select
 from e3va.gps.method import selected, sparse_layers
 from e3va.spt.method import AllottedLinear
-from tests.conftest import build, distance, image, pair, projected
+from tests.conftest import alike, build, distance, image, projected
 
 ROWS = dict(q=(0, 1), k=(1, 2), v=(2, 3))
 BUDGETS = dict(budget=2000, rank=2, step=50, alpha=8.)
@@ -138,7 +138,7 @@ def test_sums_of_squares():
 
 def test_a_selection_comes_with_the_weights():
     """A fresh trunk takes the shapes of a selection; one with another selection, or of another size, refuses it."""
-    _, tuned = pair('swin_mmdet', 'spt_lora', stirred=True)
+    tuned = alike('swin_mmdet', 'spt_lora', stirred=True)
     method = dict(tuned.tuning.method.config, criterion='gradient')
     fresh = build('swin_mmdet', method, seed=4)
     fresh.load_state_dict(tuned.state_dict())

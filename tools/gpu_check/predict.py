@@ -15,7 +15,12 @@ def main():
         # half the bytes are half the bytes, and the CPU's autocast knows bf16 alone
         wanted.setdefault((group.task, 'fp32' if group.dtype == 'fp32' else 'bf16'), []).append(group)
     given = [(args, task, dtype, groups) for (task, dtype), groups in wanted.items()]
-    with multiprocessing.get_context('spawn').Pool(max(1, min(len(given), os.cpu_count() // 4))) as pool:
+    processes = min(len(given), os.cpu_count() // 4)
+    if processes <= 1:                                                  # another one would import the stack again
+        for each in given:
+            predict(*each)
+        return
+    with multiprocessing.get_context('spawn').Pool(processes) as pool:
         pool.starmap(predict, given, chunksize=1)
 
 

@@ -16,7 +16,7 @@ import torch
 from task import EPOCHS, config
 
 from e3va.command.config import apply_method, prepare
-from e3va.cost.plan import plan
+from e3va.cost.plan import in_turn
 from e3va.cost.spec import parse
 
 GIB = 2 ** 30
@@ -100,7 +100,7 @@ def fit(found, place, trunk, size, room, given):
     cfg = config(found, place, size, wanted, 1, trunk)
     specs = parse(','.join([given.method] if given.method != 'auto' else LADDER))
     side = math.ceil(size / trunk['patch']) * trunk['patch']
-    _, plans = plan(cfg, specs, (side, side))
+    _, plans = in_turn(cfg, specs, (side, side))                        # none is counted behind the first that fits
     for each in plans:
         for batch in ([wanted] if given.batch else [wanted, wanted // 2]):
             if batch >= each.first and each.peak(batch) <= room:
