@@ -64,6 +64,7 @@ def test_inferencers(library, tmp_path, picture):
             from mmdet.apis import DetInferencer, inference_detector, init_detector
             loaded = init_detector(config, source, device='cpu')
             boxes = inference_detector(loaded, picture).pred_instances.bboxes
+            assert len(boxes)
             given = DetInferencer(config, source, device='cpu')(picture, return_datasamples=True, no_save_vis=True)
             assert torch.equal(given['predictions'][0].pred_instances.bboxes, boxes)
         elif library == 'mmseg':
