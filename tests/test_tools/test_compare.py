@@ -96,12 +96,13 @@ def test_gain_beside_cost(tmp_path, capsys):
     """Recomputation that changes no gradient has the results of the method; rounded boundaries have none."""
     costs = [dict(method=name, saved_fraction=saved, step_to_fixed=step) for name, saved, step in (
         ('full', 1, 3), ('fixed', 0, 1), ('mix', 0.15, 1.4), ('lora', 0.6, 2), ('lora:recompute=block', 0.06, 2.7),
-        ('lora:recompute=block_int8', 0.02, 2.8))]
+        ('lora:recompute=block_int8', 0.02, 2.8), ('mix:mode=stream', 0.01, 1.6), ('mix:mode=stream_bf16', 0.005, 1.6))]
     (tmp_path / 'cost.json').write_text(json.dumps(costs))
     plot = tmp_path / 'choice.png'
     out = run(tmp_path, capsys, bench(), '--cost', str(tmp_path / 'cost.json'), '--plot', str(plot))
     assert '| lora:recompute=block | 1.00 | 0.060 | 2.70 |' in out and '| mix | 0.75 | 0.150 | 1.40 |' in out
-    assert 'int8' not in out and '| full |' not in out
+    assert '| mix:mode=stream | 0.75 | 0.010 | 1.60 |' in out
+    assert 'int8' not in out and 'bf16' not in out and '| full |' not in out
     with Image.open(plot) as image:
         assert len(image.convert('RGB').getcolors(1 << 20)) > 20            # points of several colours, no blank page
 

@@ -154,8 +154,8 @@ def costs(path, methods):
 
 
 def plain(name, methods):
-    """The method that gives the same numbers: itself, or without recomputation, which changes no gradient."""
-    bare = re.sub(r'[:,]recompute=block\b(?!_)', '', re.sub(r'-cp$', '', name))
+    """The method that gives the same numbers: itself, or without what runs blocks again and changes no gradient."""
+    bare = re.sub(r'[:,](recompute=block|mode=stream)\b(?!_)', '', re.sub(r'-cp$', '', name))
     return next((method for method in (name, bare) if method in methods), None)
 
 
