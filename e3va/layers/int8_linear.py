@@ -17,7 +17,7 @@ class Int8Linear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = old.in_features, old.out_features
         self.bias, self.kind = old.bias, old.weight.dtype
-        self.register_parameter('weight', None)                         # initialisers of linear layers let it be
+        self.register_parameter('weight', None)                         # but between `to_floats` and `to_levels`
         self.register_buffer('levels', None, persistent=False)
         self.register_buffer('scale', None, persistent=False)
         self.quantise(old.weight)
@@ -34,6 +34,14 @@ class Int8Linear(nn.Linear):
     def packed(self, kind):
         return int8_tensor()(self.levels, self.scale, [1, self.in_features], kind)
 
+    def to_floats(self):
+        """Have the weight as a parameter, into which stock code may draw values, until `to_levels`."""
+        self.weight = nn.Parameter(self.packed(self.kind).dequantize(), False)
+
+    def to_levels(self):
+        self.quantise(self.weight)
+        self.weight = None
+
     def forward(self, x):
         return F.linear(x, self.packed(x.dtype), self.bias)
 
@@ -42,6 +50,9 @@ class Int8Linear(nn.Linear):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
+        if self.weight is not None:                                     # rounded by `to_levels`
+            super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
+            return
         state = dict(state)
         weight = state.pop(prefix + 'weight', None)
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
