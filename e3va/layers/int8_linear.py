@@ -24,11 +24,7 @@ class Int8Linear(nn.Linear):
         self.train(old.training)
 
     def quantise(self, weight):
-        weight = weight.detach().float()
-        scale = (weight.abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float).eps)
-        # Rounded up to 16 bits every level times the scale is exact in fp32: saved and loaded again, nothing moves.
-        scale = ((scale.view(torch.int32) + 0xff) & ~0xff).view(torch.float)
-        packed = int8_tensor().from_hp(weight, per_row(), scale=scale)
+        packed = rounded(weight)
         self.levels, self.scale = packed.qdata, packed.scale
 
     def packed(self, kind):
@@ -63,6 +59,15 @@ class Int8Linear(nn.Linear):
                           f'{tuple(self.levels.shape)} in the model')
         else:
             self.quantise(weight.to(self.levels.device))
+
+
+def rounded(weight):
+    """A weight (out, in) as torchao's tensor: `qdata` and `scale` are a layer's buffers."""
+    weight = weight.detach().float()
+    scale = (weight.abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float).eps)
+    # Rounded up to 16 bits every level times the scale is exact in fp32: saved and loaded again, nothing moves.
+    scale = ((scale.view(torch.int32) + 0xff) & ~0xff).view(torch.float)
+    return int8_tensor().from_hp(weight, per_row(), scale=scale)
 
 
 def int8_tensor():
