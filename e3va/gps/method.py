@@ -236,7 +236,7 @@ def budget(layer, k):
 def highest(scores, count):
     """Places of the `count` highest of each row, ascending; of equal scores the last, on every device alike.
 
-    A stable sort says which, and takes six times as long and more: it is for the rows where scores are equal.
+    A stable sort says which, and takes six times as long for few: it is for the rows where scores are equal.
     """
     among = scores >= scores.topk(count, dim=1).values[:, -1:]
     tied = (among.sum(dim=1) != count).nonzero().flatten()
