@@ -100,7 +100,7 @@ setup(
         'docs': ['mkdocs-material>=9,<10', 'mkdocstrings-python>=2,<3', 'nbclient>=0.11,<1', 'ipykernel>=7,<8'],
         'app': ['gradio>=5,<7'],                             # the page of tools/demo/app.py
         'tests': ['pytest>=9,<10', 'pytest-timeout>=2.4,<3', 'pytest-xdist>=3.8,<4', 'onnx>=1.23,<2',
-                  'onnxruntime>=1.32,<2', 'torchao>=0.18,<0.19'],
+                  'onnxruntime>=1.32,<2', 'onnxscript>=0.7.2,<0.8', 'torchao>=0.18,<0.19'],
     },
     cmdclass=dict(build_py=BuildWithMim, bdist_wheel=WheelWithMim, develop=DevelopWithMim, sdist=SourceWithMim),
     zip_safe=False,

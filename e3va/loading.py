@@ -1,4 +1,5 @@
 """Every load of weights into a tuned trunk is watched: counted, reported, and refused if it would leave it wrong."""
+import contextlib
 import dataclasses
 import json
 
@@ -72,7 +73,8 @@ def init_weights(trunk):
     """The stock `init_weights`; where it stumbles over the names in a checkpoint, an error that says so."""
     loads, done = len(trunk.tuning.loads), getattr(trunk, '_is_init', False)
     try:
-        type(trunk).init_weights(trunk)
+        with in_floats(trunk):
+            type(trunk).init_weights(trunk)
     except (KeyError, IndexError) as error:
         config = getattr(trunk, 'init_cfg', None)
         if not isinstance(config, dict) or 'Pretrained' not in str(config.get('type')):       # a name, or a class
@@ -83,6 +85,27 @@ def init_weights(trunk):
             'convert_weights=True in mmdet and mmseg, OpenMMLab files must not have it') from error
     if len(trunk.tuning.loads) == loads and not done:                   # values were drawn, not loaded
         trunk.tuning.method.loaded(trunk, frozenset(trunk.state_dict()) - set(trunk.tuning.keys))
+
+
+@contextlib.contextmanager
+def in_floats(trunk):
+    """Layers that hold their weight as whole numbers have it in floats in here, and round it in the end.
+
+    A stock `init_weights` draws values into it (mmpretrain's and mmseg's ViTs and BEiTs), in front of a file's, too.
+    """
+    layers = [layer for layer in trunk.modules() if hasattr(layer, 'to_floats')]
+    notes = vars(trunk).get('_params_init_info')                        # mmengine's, where a whole model is at it
+    for layer in layers:
+        layer.to_floats()
+        if notes is not None:
+            notes[layer.weight].update(init_info='', tmp_mean_value=layer.weight.mean().cpu())
+    try:
+        yield
+    finally:
+        for layer in layers:
+            if notes is not None:
+                del notes[layer.weight]
+            layer.to_levels()
 
 
 def brought(trunk):

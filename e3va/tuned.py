@@ -322,11 +322,25 @@ def demand_hook(trunk, inputs):
 def tuned_trunks(model):
     """[(prefix, trunk)] of the tuned trunks in a model, e.g. ('backbone.', trunk); ValueError if there is none."""
     found = [(f'{name}.' if name else '', module) for name, module in model.named_modules()
-             if hasattr(module, 'tuning')]
+             if hasattr(module, 'tuning') and not hasattr(module, '_orig_mod')]         # torch.compile's wrapper
     if not found:
         raise ValueError(f"{type(model).__name__} has no tuned trunk: build it with type='e3va.Tuned' or call "
                          'e3va.tune')
     return found
+
+
+def uncompiled(model):
+    """The model inside what `torch.compile(model)` gives, whose entries have their own names; else the model itself.
+
+    ValueError where a tuned trunk in it is wrapped so: a delta with such names would fit no other model.
+    """
+    model = getattr(model, '_orig_mod', model)
+    for prefix, _ in tuned_trunks(model):
+        if '_orig_mod.' in prefix:
+            place = prefix.partition('._orig_mod')[0]
+            raise ValueError(f'torch.compile has wrapped the tuned {place}, so that its entries have other names: '
+                             f'compile it in place, model.{place}.compile()')
+    return model
 
 
 def find_tuned(model):

@@ -164,7 +164,7 @@ step 'install numpy, opencv and build tools (15 s)' \
 step "install mmcv and its operators (20 s where an earlier set-up has kept them)" install_mmcv onedl-mmcv
 step 'install mmdetection, mmsegmentation, mmpretrain, timm and test tools (1 min)' \
     pip_install onedl-mmdetection onedl-mmsegmentation onedl-mmpretrain timm segment-anything safetensors rich matplotlib \
-    pytest pytest-timeout pytest-xdist onnx onnxruntime torchao
+    pytest pytest-timeout pytest-xdist onnx onnxruntime onnxscript torchao
 # HF PEFT, which tests compare with, stays out of the other packages' sight: where transformers is found, mmengine imports
 # it at every start, and mmpretrain does without its multi-modal models.
 step 'install HF PEFT into a folder of its own, .venv/peft, for tests (10 s)' \

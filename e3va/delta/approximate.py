@@ -9,16 +9,23 @@ import os
 from collections.abc import Mapping
 
 import torch
+from mmengine.config import ConfigDict
 from mmengine.logging import print_log
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..files.checkpoint import read_checkpoint
+from ..files import foreign
+from ..files.checkpoint import read_checkpoint, recorded_config
 from ..loading import shorten
 from ..methods.base import build_method, integer
 from ..surgery import near
 from ..trunks import head_entries
-from ..tuned import find_tuned, part_to_tune, tune
+from ..tuned import find_tuned, part_to_tune, scoped, tune
+from .base import load_base
+from .config import heard, told
 from .extract import delta
+from .merge import merge
 
 
 @torch.no_grad()
@@ -56,12 +63,14 @@ def extract(base: nn.Module, tuned: nn.Module | Mapping | str | os.PathLike, ran
     layers = [name.removesuffix('.weight') for name in moved if is_matrix(trunk, name)]
     if k is None:
         integer('rank', rank)
-        method = dict(type='LoRA', rank=rank, targets=[prefix + name for name in layers]) if layers else 'Fixed'
+        method = dict(type='LoRA', rank=rank, targets=layers) if layers else 'Fixed'
     else:
         method = dict(type='GPS', k=integer('k', k), level='net', criterion='magnitude', train=(),
-                      targets=[prefix + name for name in layers]) if layers else 'Fixed'
-    rest = [prefix + name for name in moved if name.removesuffix('.weight') not in layers]
-    tune(model, method, config=config, also=rest)
+                      targets=layers) if layers else 'Fixed'
+    norms = moved_norms(trunk, given, prefix)
+    rest = norms + [name for name in moved if name.removesuffix('.weight') not in layers
+                    and name.rpartition('.')[0] not in norms]
+    tune(trunk, method, config=config, also=rest)                       # by the trunk's own names, as a config has them
     trunk = find_tuned(model)[1]
     if k is not None and layers:
         trunk.tuning.method.choose(trunk, {
@@ -80,6 +89,12 @@ def extract(base: nn.Module, tuned: nn.Module | Mapping | str | os.PathLike, ran
               f'({worst or "all"})', logger='current')
     trunk.tuning.hooked = True
     return model
+
+
+def moved_norms(trunk, given, prefix):
+    """Names of the batch norms whose entries or statistics have changed: their buffers belong to the delta, too."""
+    return [place for place, layer in trunk.named_modules() if isinstance(layer, _BatchNorm) and not all(
+        torch.equal(value, given[f'{prefix}{place}.{name}'].to(value)) for name, value in layer.state_dict().items())]
 
 
 def is_matrix(trunk, name):
@@ -125,3 +140,61 @@ def state_of(tuned, own):
     if shapes:
         raise ValueError(f'the tuned model has other shapes than the base: {shorten(shapes, 3)}')
     return found
+
+
+# ---- Of two files ----------------------------------------------------------------------------------------------------
+
+
+def extract_files(base: str, tuned: str, config: ConfigDict | None = None, **options) -> tuple[nn.Module, dict]:
+    """`extract` by checkpoints alone.
+
+    Args:
+        base (str): file or URL of the trunk's weights, of the trunk alone or of a whole model.
+        tuned (str): file of the fine-tuned model, by a stock config or by the method Full.
+        config (Config): of its run. Default: what the checkpoint says of it.
+        **options: `rank` or `k` of `extract`.
+
+    Returns:
+        (model, dict of the options with which `save_delta` writes what a server and `e3va://` need).
+
+    Raises:
+        ValueError: a checkpoint that does not say its config, or is of another method than Full; base weights that are
+            not of this trunk; and as `extract`.
+    """
+    found = read_checkpoint(tuned)
+    text = told(config or recorded_config(found))
+    if text is None:
+        raise ValueError(f'{tuned} does not say by which config it was trained: give that (--config)')
+    cfg = heard(text)
+    cfg.model.backbone, trunk = stock_backbone(tuned, cfg.model.get('backbone'))
+    foreign.import_library(cfg.scope)
+    with DefaultScope.overwrite_default_scope(cfg.scope), foreign.no_imports():
+        trunk.type = scoped(trunk.type)
+        model = MODELS.build(cfg.model)
+    _, backbone = find_tuned(model)
+    try:
+        load_base(backbone, str(base), 'backbone.')
+    except Exception as error:                                          # whatever a library's loader raises
+        raise ValueError(f'{base} does not give the trunk of {tuned} its weights: {error}') from error
+    model = extract(merge(model), found.get('state_dict', found), config=trunk, **options)
+    cfg.model.backbone.method = find_tuned(model)[1].tuning.method.config
+    meta = found.get('meta')
+    return model, dict(base=str(base), dataset_meta=meta.get('dataset_meta') if isinstance(meta, dict) else None,
+                       config=dict(default_scope=cfg.scope, model=cfg.model, test_pipeline=cfg.pipeline))
+
+
+def stock_backbone(tuned, backbone):
+    """(config of the backbone under Fixed, of the stock trunk); ValueError where a method other than Full tuned it."""
+    if not isinstance(backbone, dict) or 'type' not in backbone:
+        raise ValueError(f'the model of {tuned} has no backbone, of which a delta could be: its config is of another '
+                         'kind of model')
+    trunk = ConfigDict(backbone)
+    if trunk.type in foreign.TUNED:
+        method = ConfigDict(type=trunk.method) if isinstance(trunk.method, str) else trunk.method
+        if method.type.rpartition('.')[2] != 'Full':
+            raise ValueError(f'{tuned} was trained by {method.type} and not as a whole: it has a delta, which '
+                             'tools/model_converters/publish_delta.py writes')
+        trunk.type = trunk.trunk
+        for name in ('trunk', 'method', 'also', 'recompute', 'backward'):
+            trunk.pop(name, None)
+    return ConfigDict(trunk, type='e3va.Tuned', trunk=trunk.type, method='Fixed'), trunk

@@ -8,7 +8,7 @@ from torch import nn
 from ..files.checkout import commit
 from ..layers.quantised import quantised_entries
 from ..report import changed
-from ..tuned import tuned_trunks
+from ..tuned import tuned_trunks, uncompiled
 from . import file as delta_file
 from .config import told
 from .file import fingerprint
@@ -22,6 +22,7 @@ def delta(model: nn.Module) -> dict[str, torch.Tensor]:
     Of a quantised matrix these are the floats behind the bits; the file of a delta has the bits alone.
     Left out are the frozen entries of the tuned trunks. Buffers outside them (a head's batch norm) are in.
     """
+    model = uncompiled(model)
     left = frozen_names(model)
     return {name: value.detach() for name, value in model.state_dict().items() if name not in left}
 
@@ -92,6 +93,7 @@ def save_delta(model: nn.Module, path: str | os.PathLike, base: str | None = Non
     if isinstance(config, (str, os.PathLike)):
         from mmengine.config import Config
         config = Config.fromfile(str(config))
+    model = uncompiled(model)
     delta_file.write(path, rounded(delta(model), dtype, quantised_entries(model)),
                      describe(model, base, dataset_meta, config), quantised_entries(model))
 

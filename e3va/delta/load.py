@@ -12,7 +12,7 @@ from ..files import foreign
 from ..layers.quantised import quantised_entries
 from ..loading import shorten
 from ..methods import build_method
-from ..tuned import tuned_trunks
+from ..tuned import tuned_trunks, uncompiled
 from . import file as delta_file
 from .address import place
 from .base import find_base, inside
@@ -43,6 +43,7 @@ def load_delta(model: nn.Module, path: str | os.PathLike, base: str | None = Non
     if strength != 1:
         raise ValueError(f'{path}: load_delta takes a delta as it is; with a strength load it as a checkpoint, e3va://')
     tensors, meta = delta_file.read(path)
+    given, model = model, uncompiled(model)
     trunks, records = tuned_trunks(model), records_of(path, meta, model)
     right = base is None and all(fingerprint(frozen(trunk)) == records[prefix]['sha256'] for prefix, trunk in trunks)
     # All of it happens to a copy first, so that a load that is refused changes nothing. Frozen values are shared with
@@ -60,7 +61,7 @@ def load_delta(model: nn.Module, path: str | os.PathLike, base: str | None = Non
         value.copy_(tensors[name])
     for _, trunk in trunks:
         settle(trunk)
-    return model
+    return given
 
 
 def records_of(path, meta, model):

@@ -234,8 +234,17 @@ def budget(layer, k):
 
 
 def highest(scores, count):
-    """Places of the `count` highest of each row, ascending; of equal scores the last, on every device alike."""
-    return scores.sort(dim=1, stable=True).indices[:, scores.shape[1] - count:].sort(dim=1).values
+    """Places of the `count` highest of each row, ascending; of equal scores the last, on every device alike.
+
+    A stable sort says which, and takes six times as long for few: it is for the rows where scores are equal.
+    """
+    among = scores >= scores.topk(count, dim=1).values[:, -1:]
+    tied = (among.sum(dim=1) != count).nonzero().flatten()
+    among[tied] = False
+    among[tied, :count] = True                                          # so that every row has as many
+    found = among.nonzero()[:, 1].view(-1, count)
+    found[tied] = scores[tied].sort(dim=1, stable=True).indices[:, scores.shape[1] - count:].sort(dim=1).values
+    return found
 
 
 def left_out(trunk, parts, blocks):

@@ -17,22 +17,26 @@ class Int8Linear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = old.in_features, old.out_features
         self.bias, self.kind = old.bias, old.weight.dtype
-        self.register_parameter('weight', None)                         # initialisers of linear layers let it be
+        self.register_parameter('weight', None)                         # but between `to_floats` and `to_levels`
         self.register_buffer('levels', None, persistent=False)
         self.register_buffer('scale', None, persistent=False)
         self.quantise(old.weight)
         self.train(old.training)
 
     def quantise(self, weight):
-        weight = weight.detach().float()
-        scale = (weight.abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float).eps)
-        # Rounded up to 16 bits every level times the scale is exact in fp32: saved and loaded again, nothing moves.
-        scale = ((scale.view(torch.int32) + 0xff) & ~0xff).view(torch.float)
-        packed = int8_tensor().from_hp(weight, per_row(), scale=scale)
+        packed = rounded(weight)
         self.levels, self.scale = packed.qdata, packed.scale
 
     def packed(self, kind):
         return int8_tensor()(self.levels, self.scale, [1, self.in_features], kind)
+
+    def to_floats(self):
+        """Have the weight as a parameter, into which stock code may draw values, until `to_levels`."""
+        self.weight = nn.Parameter(self.packed(self.kind).dequantize(), False)
+
+    def to_levels(self):
+        self.quantise(self.weight)
+        self.weight = None
 
     def forward(self, x):
         return F.linear(x, self.packed(x.dtype), self.bias)
@@ -42,6 +46,9 @@ class Int8Linear(nn.Linear):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
+        if self.weight is not None:                                     # rounded by `to_levels`
+            super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
+            return
         state = dict(state)
         weight = state.pop(prefix + 'weight', None)
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
@@ -52,6 +59,15 @@ class Int8Linear(nn.Linear):
                           f'{tuple(self.levels.shape)} in the model')
         else:
             self.quantise(weight.to(self.levels.device))
+
+
+def rounded(weight):
+    """A weight (out, in) as torchao's tensor: `qdata` and `scale` are a layer's buffers."""
+    weight = weight.detach().float()
+    scale = (weight.abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float).eps)
+    # Rounded up to 16 bits every level times the scale is exact in fp32: saved and loaded again, nothing moves.
+    scale = ((scale.view(torch.int32) + 0xff) & ~0xff).view(torch.float)
+    return int8_tensor().from_hp(weight, per_row(), scale=scale)
 
 
 def int8_tensor():

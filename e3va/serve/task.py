@@ -113,8 +113,7 @@ def of_delta(source, pool, config, base, device):
         raise ValueError(f'{path} is of {len(meta["trunks"])} tuned backbones, and a server has one trunk')
     recorded = meta['trunks'][0]
     cfg, strange = settings(path, config, meta.get('config'), recorded)
-    most = max(LEAST, sum(value.numel() for value in tensors.values())
-               + (pool.nbytes or size_of(path, recorded, base)))        # layers that adopt a weight count it again
+    most = max(LEAST, sum(value.numel() for value in tensors.values()) + (pool.room or size_of(path, recorded, base)))
     what = f'the delta {path}'
     shared, model = True, None
     if pool.tensors and strength == 1:                                  # else it asks for the trunk's own norms, too

@@ -3,6 +3,8 @@ import torch
 from torch import nn
 
 from ..delta.extract import frozen
+from ..layers import Int8Linear
+from ..layers.int8_linear import rounded
 from ..report import changed
 
 
@@ -22,19 +24,51 @@ class Pool:
         return sum(value.nbytes for value in self.tensors.values())
 
     @property
+    def room(self):
+        """Values that a trunk of these may register while it is built; layers that adopt a weight count it again."""
+        return 4 * sum(value.numel() for value in self.tensors.values())
+
+    @property
     def stock(self):
-        """{name: tensor} in single precision, of which trunks can be built."""
-        return {name: value for (name, kind), value in self.tensors.items() if kind is torch.float32}
+        """{name: tensor} in single precision, of which trunks can be built.
+
+        What is here in fewer bits alone is given as floats, which are rounded to the same again.
+        """
+        found = {}
+        for (name, kind), value in self.tensors.items():
+            if kind is torch.int8:
+                place = name.removesuffix('.levels')
+                found[f'{place}.weight'] = value * self.tensors[f'{place}.scale', torch.float32]
+            elif kind is torch.bfloat16:
+                found[name] = value.float()
+        return {**found, **{name: value for (name, kind), value in self.tensors.items() if kind is torch.float32}}
 
     def holds(self, trunk):
-        """Whether all that is frozen in a trunk is here."""
-        return all(found is not None and found.shape == value.shape for name, value in frozen(trunk).items()
-                   for found in [self.tensors.get((name, value.dtype), self.tensors.get((name, torch.float32)))])
+        """Whether all that is frozen in a trunk is here, whole or in the bits in which the trunk has it."""
+        return all(any(held.shape == value.shape for held in self.held(trunk, name, value.dtype))
+                   for name, value in frozen(trunk).items())
+
+    def held(self, trunk, name, kind):
+        """What is here of an entry of a trunk: in its own type, and whole."""
+        place, own = name.rpartition('.')[0], (name, kind)
+        if in_levels(trunk, name):
+            own = f'{place}.levels', torch.int8
+        return [self.tensors[key] for key in dict.fromkeys([own, (name, torch.float32)]) if key in self.tensors]
 
     def check(self, trunk, what):
-        """ValueError where the frozen values of a trunk are others than those in memory."""
-        wrong = [name for name, value in frozen(trunk).items() for (known, _), held in self.tensors.items()
-                 if known == name and not alike(held, value)] if self.tensors else []
+        """ValueError where the frozen values of a trunk are others than those in memory.
+
+        What is in memory in other few bits alone, bf16 for int8, cannot be compared: norms and biases can.
+        """
+        wrong = []
+        for name, value in frozen(trunk).items():
+            if in_levels(trunk, name):
+                layer = trunk.get_submodule(name.rpartition('.')[0])
+                wrong += [name for held in self.held(trunk, name, value.dtype) if not torch.equal(
+                    held if held.dtype is torch.int8 else rounded(held).qdata, layer.levels)]
+            else:
+                wrong += [name for kind in (torch.float32, torch.bfloat16, torch.float16) for held in
+                          [self.tensors.get((name, kind))] if held is not None and not alike(held, value)]
         if wrong:
             raise ValueError(f'{what} is of another trunk than the one in memory, which is that of {self.of}: '
                              f'{len(wrong)} of its weights are others, such as {wrong[0]}. Serve it by a server of its '
@@ -53,6 +87,12 @@ class Pool:
                     if held.data_ptr() != value.data_ptr() and alike(held, value):
                         kind[leaf] = nn.Parameter(held, False) if isinstance(value, nn.Parameter) else held
         self.of = self.of or what
+
+
+def in_levels(trunk, name):
+    """Whether an entry of a trunk is a weight that its layer holds as whole numbers."""
+    place, _, leaf = name.rpartition('.')
+    return leaf == 'weight' and isinstance(trunk.get_submodule(place), Int8Linear)
 
 
 def alike(a, b):

@@ -93,6 +93,19 @@ def test_a_whole_model(tmp_path):
                        tuned.head.layers.head.weight if hasattr(tuned.head, 'layers') else tuned.head.fc.weight)
 
 
+def test_batch_norms():
+    """Their statistics move in full fine-tuning, and are no parameters: they are taken over too."""
+    from mmdet.models import ResNet
+    base = ResNet(18, base_channels=8, stem_channels=8, norm_eval=False)
+    tuned = moved(base)
+    for name, buffer in tuned.named_buffers():
+        buffer.mul_(2)
+    found, x = e3va.extract(base, tuned, rank=200), torch.randn(1, 3, 64, 64)
+    found.eval()
+    with torch.no_grad():
+        assert distance(found(x), tuned(x)) < 1e-3 < 0.1 < float(tuned(x)[-1].max())
+
+
 def test_bad_input():
     base = nn.Sequential(nn.Linear(12, 20))
     with pytest.raises(ValueError, match='nothing in the trunk has changed'):

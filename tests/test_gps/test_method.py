@@ -9,7 +9,7 @@ from torch import nn
 
 import e3va
 from e3va.gps.gradients import select
-from e3va.gps.method import selected, sparse_layers
+from e3va.gps.method import highest, selected, sparse_layers
 from e3va.layers import SparseConv2d, SparseLinear
 from tests.conftest import build, distance, image, pair, projected
 
@@ -646,3 +646,14 @@ def test_what_cannot_be_selected_on():
             select(tuned, given, loss)
     assert trained == [name for name, parameter in tuned.named_parameters() if parameter.requires_grad]
     assert not selected(tuned)
+
+
+def test_of_equal_scores_the_last():
+    """Those of a stable sort, whether all, some or none are equal; numbers that are none are the highest, as there."""
+    draw = torch.Generator().manual_seed(0)
+    for count in (1, 5, 40):
+        for levels in (1, 3, 1e6):
+            scores = (torch.rand(30, 40, generator=draw) * levels).floor()
+            scores[3, ::2] = float('nan')
+            wanted = scores.sort(dim=1, stable=True).indices[:, 40 - count:].sort(dim=1).values
+            assert torch.equal(highest(scores, count), wanted)

@@ -1,12 +1,20 @@
 """What only a trunk without gradient can do: the fused kernel, fewer bits, compiled blocks."""
+import copy
 import sys
 
 import pytest
 import timm
 import torch
+from mmengine.config import ConfigDict
+from mmengine.registry import MODELS as ROOT
+from mmengine.registry import DefaultScope
 
 import e3va
-from tests.conftest import TRUNKS, alike, build, distance, image, pair, projected
+from e3va.layers import Int8Linear
+from e3va.registry import MODELS
+from tests.conftest import SWIN_ARCH, TRUNKS, VIT_ARCH, alike, build, distance, image, pair, projected
+from tests.test_serve.models import base
+from tests.test_serve.models import config as model_config
 
 
 def quick(**options):
@@ -86,6 +94,66 @@ def test_int8_loads_are_checked():
         build('swin_mmdet', quick(trunk_weights='int8')).load_state_dict(state, strict=False)
     with pytest.raises(RuntimeError, match=f'size mismatch for {name}'):
         tuned.load_state_dict({**state, name: whole[:, 1:]}, strict=False)
+
+
+STOCK = dict(                                                           # whose init_weights draws into linear layers
+    vit_mmpretrain=('mmpretrain.VisionTransformer', dict(arch=VIT_ARCH, img_size=64)),
+    beit_mmpretrain=('mmpretrain.BEiTViT', dict(arch=dict(VIT_ARCH, num_layers=2), img_size=64)),
+    vit_mmseg=('mmseg.VisionTransformer', dict(img_size=64, embed_dims=24, num_layers=2, num_heads=2)),
+    beit_mmseg=('mmseg.BEiT', dict(img_size=64, embed_dims=24, num_layers=2, num_heads=2)),
+    mae_mmseg=('mmseg.MAE', dict(img_size=64, embed_dims=24, num_layers=2, num_heads=2)),
+    swin_mmpretrain=('mmpretrain.SwinTransformer', dict(arch=SWIN_ARCH, img_size=64)))
+
+
+@pytest.mark.parametrize('weights', ['bf16', 'int8'])
+@pytest.mark.parametrize('name', STOCK)
+def test_stock_initial_values(name, weights, tmp_path):
+    """`init_weights` draws what the stock trunk draws, or reads what that reads, and both are rounded; again, too."""
+    kind, options = STOCK[name]
+
+    def made(**more):
+        for method in 'Fixed', quick(trunk_weights=weights):
+            torch.manual_seed(0)
+            yield MODELS.build(dict(type='e3va.Tuned', trunk=kind, method=method, **copy.deepcopy(options), **more))
+
+    def same(stock, tuned):
+        state = tuned.state_dict()
+        for key, value in stock.state_dict().items():
+            step = value.abs().amax(-1, keepdim=True) / 127 if value.dim() == 2 else 1e-2 * value.abs()
+            assert ((state[key].float() - value).abs() <= 0.52 * step + 1e-7).all(), key
+
+    stock, tuned = made()
+    if weights == 'int8':                                               # of bfloat16 numbers others are drawn
+        for trunk in (stock, tuned):
+            torch.manual_seed(1)
+            trunk.init_weights()
+        same(stock, tuned)
+    torch.save(stock.state_dict(), tmp_path / 'trunk.pth')
+    stock, tuned = made(init_cfg=ConfigDict(type='Pretrained', checkpoint=str(tmp_path / 'trunk.pth')))
+    tuned.init_weights()
+    stock.load_state_dict(torch.load(tmp_path / 'trunk.pth'))
+    same(stock, tuned)
+    before = {key: value.clone() for key, value in tuned.state_dict().items()}
+    tuned._is_init = False
+    tuned.init_weights()                                                # a load again
+    assert all(torch.equal(value, before[key]) for key, value in tuned.state_dict().items())
+
+
+@pytest.mark.parametrize('weights', ['bf16', 'int8'])
+@pytest.mark.parametrize('library', ['mmdet', 'mmseg', 'mmpretrain'])
+def test_initial_values_of_a_whole_model(library, weights, tmp_path):
+    """mmengine notes what `init_weights` does to each parameter of a detector, a segmenter, a classifier."""
+    cfg = model_config(library, base(tmp_path, 'vit_mmpretrain'), quick(trunk_weights=weights), vit=True)
+    for init_cfg in (cfg.model.backbone.init_cfg, None):
+        cfg.model.backbone.init_cfg = init_cfg
+        with DefaultScope.overwrite_default_scope(library):
+            model = ROOT.build(cfg.model)
+            model.init_weights()
+        assert not any(hasattr(module, '_params_init_info') for module in model.modules())
+        assert all(module.weight is None for module in model.modules() if isinstance(module, Int8Linear))
+    given = torch.load(tmp_path / 'trunk_3.pth')
+    model.load_state_dict(given, strict=False)
+    assert all(torch.allclose(model.state_dict()[key].float(), value, atol=2e-2) for key, value in given.items())
 
 
 def test_int8_without_torchao(monkeypatch):

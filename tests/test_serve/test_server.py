@@ -3,15 +3,17 @@ import gc
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partialmethod
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import e3va
 from e3va.delta.file import fingerprint
 from e3va.serve import Removed, Server
-from tests.test_serve.models import CLASSES, alone, base, equal, make, picture
+from tests.test_serve.models import CLASSES, alone, base, config, equal, make, picture
 
 WRITTEN = dict(type='GPS', k=2, criterion='magnitude')
 LIBRARIES = ('mmdet', 'mmseg', 'mmpretrain')
@@ -95,6 +97,82 @@ def test_every_kind_of_method(folder, vit):
         fp32 = sum(value.nbytes for (_, kind), value in server.pool.tensors.items() if kind is torch.float32)
         assert fp32 < 1.1 * vit.stat().st_size                          # one trunk, whoever came
     assert fingerprint({str(key): value for key, value in held.items()}) == before
+
+
+QUICK = dict(stock={}, bf16=dict(trunk_weights='bf16'), int8=dict(trunk_weights='int8'))
+
+
+@pytest.mark.parametrize('first', QUICK)
+def test_trunks_of_fewer_bits(folder, vit, first, tmp_path, monkeypatch):
+    """In whatever order they come: in memory once in each kind, a pass for each kind, and each as its model alone."""
+    monkeypatch.setattr('e3va.serve.task.LEAST', 0)                     # as beside a trunk of a real size
+    made = {}
+    for name, options in QUICK.items():
+        place = tmp_path / name
+        place.mkdir()
+        made.update((f'{name}{seed}', make(place, 'mmpretrain', dict(type='E3VA', rank=2, **options), vit, vit=True,
+                                           seed=seed)) for seed in (1, 2))
+    names = sorted(made, key=lambda name: not name.startswith(first))
+    with Server() as server:
+        for name in names:
+            server.add(name, made[name][0])
+        found = server(picture())
+        for name, (_, model) in made.items():
+            assert equal(found[name], alone('mmpretrain', model, picture())), name
+        passes = {name: server.tasks[name].highway for name in names}
+        assert len(set(passes.values())) == 3 and all(passes[f'{name}1'] == passes[f'{name}2'] for name in QUICK)
+        assert server.memory['trunk'] < 1.75 * vit.stat().st_size       # whole, a half and a quarter, norms once
+        other = make(tmp_path, 'mmpretrain', dict(type='E3VA', rank=2, **QUICK['int8' if first == 'stock' else first]),
+                     base(tmp_path, 'vit_mmpretrain', seed=9), vit=True)[0]
+        with pytest.raises(ValueError, match='is of another trunk than the one in memory'):
+            server.add('other', other)
+
+
+def test_a_second_task_needs_no_base(folder, vit, tmp_path):
+    """The trunk in fewer bits that is in memory is that of the second delta, whose base is not at hand."""
+    for name in ('bf16', 'int8'):
+        file = tmp_path / f'{name}.pth'
+        file.write_bytes(vit.read_bytes())
+        deltas = [make(tmp_path, 'mmpretrain', dict(type='E3VA', rank=2, **QUICK[name]), file, vit=True, seed=seed)[0]
+                  for seed in (1, 2)]
+        with Server() as server:
+            server.add('1', deltas[0])
+            file.unlink()
+            server.add('2', deltas[1])
+            assert not any(isinstance(found, Exception) for found in server(picture()).values())
+
+
+def test_compiled(folder, vit, tmp_path, monkeypatch):
+    """`trunk_compile`, traced alone (compiling takes long): tasks go beside one pass, each as its model alone."""
+    monkeypatch.setattr(nn.Module, 'compile', partialmethod(nn.Module.compile, backend='eager'))
+    path, model = make(tmp_path, 'mmpretrain', dict(type='E3VA', rank=2, trunk_compile=True), vit, vit=True, seed=1)
+    other = make(tmp_path, 'mmpretrain', dict(type='E3VA', rank=2, trunk_compile=True), vit, vit=True, seed=2)
+    with Server() as server:
+        server.add('1', path), server.add('2', other[0])
+        found = server(picture())
+        assert server.tasks['1'].highway == server.tasks['2'].highway
+        assert equal(found['1'], alone('mmpretrain', model, picture()))
+        assert equal(found['2'], alone('mmpretrain', other[1], picture()))
+
+
+def test_a_compiled_model(folder, vit, tmp_path):
+    """By wrapper or in place, it has the deltas of its own names; a wrapper inside is one error."""
+    path, model = make(tmp_path, 'mmpretrain', 'e3va', vit, vit=True, seed=3)
+    cfg = config('mmpretrain', vit, 'e3va', vit=True)
+    wrapped = torch.compile(model, backend='eager')
+    e3va.save_delta(wrapped, tmp_path / 'wrapped.safetensors', config=cfg)
+    assert e3va.load_delta(wrapped, path) is wrapped
+    trunk = model.backbone
+    model.backbone = torch.compile(trunk, backend='eager')
+    with pytest.raises(ValueError, match=r'wrapped the tuned backbone, .* in place, model.backbone.compile\(\)'):
+        e3va.save_delta(model, tmp_path / 'inside.safetensors')
+    model.backbone = trunk
+    trunk.compile(backend='eager')
+    e3va.save_delta(model, tmp_path / 'in_place.safetensors', config=cfg)
+    with Server() as server:
+        for name in ('wrapped', 'in_place'):
+            server.add(name, tmp_path / f'{name}.safetensors')
+            assert equal(server(picture(), name), alone('mmpretrain', model, picture()))
 
 
 def test_weights_are_exchanged_once_for_all_that_wait(made):
@@ -267,7 +345,6 @@ def test_bad_files(made, folder, vit, tmp_path):
 
 def test_a_checkpoint(made, folder, vit, tmp_path):
     """A whole checkpoint of a tuned model, by its own config; one whose trunk has moved is refused."""
-    from tests.test_serve.models import config
     cfg = config('mmpretrain', vit, 'lora', vit=True)
     model = made['lora1'][1]
     whole = dict(state_dict=model.state_dict(), meta=dict(cfg=cfg.pretty_text, dataset_meta=dict(classes=CLASSES)))

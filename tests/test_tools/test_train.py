@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import _load_checkpoint
 from mmengine.utils import ManagerMixin
 
 from e3va.datasets import synthetic
+from e3va.delta import file as delta_file
 from tests.conftest import tool
 
 ROOT = Path(__file__).parents[2]
@@ -188,6 +190,29 @@ def test_the_trunk_is_the_file_s(finished, folder):
     trained = {name for name in given if name.startswith('norm')}
     assert len(trained) == 2
     assert all(torch.equal(value, after[f'backbone.{name}']) for name, value in given.items() if name not in trained)
+
+
+@pytest.mark.parametrize('method', ['lora', 'e3va'])
+def test_a_delta_holds_the_averaged_weights(folder, monkeypatch, method):
+    """Under EMAHook: bit-equal to what its averaged model held at that checkpoint, and not what was trained."""
+    held, trained, update = {}, {}, EMAHook.after_train_iter
+
+    def after_train_iter(hook, runner, *args, **options):
+        update(hook, runner, *args, **options)
+        for found, model in ((held, hook.ema_model.module), (trained, hook.src_model)):
+            found[runner.iter + 1] = {name: value.clone() for name, value in model.state_dict().items()}
+
+    monkeypatch.setattr(EMAHook, 'after_train_iter', after_train_iter)
+    (folder / 'ema.py').write_text(
+        "_base_ = './classification.py'\ncustom_hooks = [dict(type='EMAHook', momentum=0.2)]\n")
+    work_dir = folder / 'runs' / f'ema_{method}'
+    run(train, 'ema.py', '--method', method, '--work-dir', work_dir)
+    for i in (1, 2):
+        tensors, meta = delta_file.read(work_dir / f'delta_epoch_{i}.safetensors')
+        assert meta['averaged'] and any('pairs' in name or 'e3va' in name for name in tensors)
+        assert all(torch.equal(value, held[4 * i][name]) for name, value in tensors.items())
+        moved = [name for name, value in tensors.items() if not torch.equal(value, trained[4 * i][name])]
+        assert len(moved) > len(tensors) / 2
 
 
 @pytest.mark.parametrize('kind, method, epochs', [

@@ -1,12 +1,14 @@
 r"""What tasks on one trunk cost together: three highways beside one pass, and a change of the task under GPS.
 
     python tools/analysis_tools/serving.py --trunk vit-b --size 224 --rounds 7
-    python tools/analysis_tools/serving.py --trunk swin-b --size 512 --rounds 5
+    python tools/analysis_tools/serving.py --trunk swin-b --rounds 5 --trunk-only
 
 Cascade Mask R-CNN, UPerNet and a classifier of random values under E3VA, on one trunk. Times are of runs in turn; what
-is printed of them are ratios, medians of each round's own. No data and no weights are needed.
+is printed of them are ratios, medians of each round's own. Where others use the machine, `--cpu-time` counts this
+program's alone. No data and no weights are needed.
 """
 import argparse
+import gc
 import json
 import statistics
 import tempfile
@@ -23,7 +25,7 @@ from rich.console import Console
 import e3va
 from e3va.command.config import apply_method, load_config
 from e3va.command.line import quiet
-from e3va.cost.clock import interleaved, seconds
+from e3va.cost.clock import interleaved
 from e3va.cost.measure import device_name
 from e3va.files.checkout import commit
 from e3va.highway.shared import together
@@ -115,7 +117,14 @@ def heads(tasks, image, outs):
             del task.trunk.given
 
 
-def measure(trunk, size, rounds, rank, whole, say):
+def seconds(run, clock):
+    gc.collect()
+    start = clock()
+    run()
+    return clock() - start
+
+
+def measure(trunk, size, rounds, rank, whole, clock, say):
     """A row of ratios and times."""
     image = np.random.default_rng(0).integers(0, 255, (size, size, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as name:
@@ -142,8 +151,8 @@ def measure(trunk, size, rounds, rank, whole, say):
                         heads=partial(heads, tasks, image, outs), served=partial(server, image),
                         alone=lambda: [server(image, task.name) for task in tasks])
             runs = runs if whole else {name: runs[name] for name in ('stock', 'together')}
-            times = interleaved({label: partial(seconds, run, 'cpu') for label, run in runs.items()}, rounds, say)
-            row = dict(trunk=trunk, size=size, rank=rank, rounds=rounds, memory_mib={
+            times = interleaved({label: partial(seconds, run, clock) for label, run in runs.items()}, rounds, say)
+            row = dict(trunk=trunk, size=size, rank=rank, rounds=rounds, clock=clock.__name__, memory_mib={
                 key: round(value / 2 ** 20, 1) for key, value in
                 (('trunk', server.memory['trunk']), *server.memory['tasks'].items())})
 
@@ -156,12 +165,12 @@ def measure(trunk, size, rounds, rank, whole, say):
                 row['three_to_stock_pass_and_heads'] = ratio('served', 'stock', 'heads')
                 row['one_by_one_to_stock_pass_and_heads'] = ratio('alone', 'stock', 'heads')
                 row['heads_to_stock_pass'] = ratio('heads', 'stock')
-        row.update(switches(folder, trunk, size, base, image, rounds, say))
+        row.update(switches(folder, trunk, size, base, image, rounds, clock, say))
     return dict(row, commit=commit(), device=device_name('cpu'))
 
 
-def switches(folder, trunk, size, base, image, rounds, say):
-    """Median milliseconds of a change of the task, and of an image whose task was another one before."""
+def switches(folder, trunk, size, base, image, rounds, clock, say):
+    """Milliseconds of a change of the task, and what an image whose task was another one before takes more."""
     row = {}
     with Server(base=str(base)) as server:
         for method in (dict(type='GPS', criterion='random'), dict(type='LoRA', rank=8)):
@@ -173,14 +182,14 @@ def switches(folder, trunk, size, base, image, rounds, say):
             found = []
             for i in range(20 * rounds):
                 task = server.tasks[names[i % 2]]
-                start = time.perf_counter()
+                start = clock()
                 with server.writing, server.computing:
                     server.turn(task if task.written else None)
-                found.append(1e3 * (time.perf_counter() - start))
+                found.append(1e3 * (clock() - start))
             row[f'switch_ms_{method["type"].lower()}'] = round(statistics.median(found), 3)
             same = interleaved({
-                'same': lambda: seconds(lambda: [server(image, names[0]) for _ in range(4)], 'cpu'),
-                'other': lambda: seconds(lambda: [server(image, names[i % 2]) for i in range(4)], 'cpu')}, rounds, say)
+                'same': lambda: seconds(lambda: [server(image, names[0]) for _ in range(2)], clock),
+                'other': lambda: seconds(lambda: [server(image, names[i % 2]) for i in range(2)], clock)}, rounds, say)
             row[f'in_turn_to_same_{method["type"].lower()}'] = round(statistics.median(
                 b / a for a, b in zip(*same.values())), 3)
     return row
@@ -193,9 +202,11 @@ def main(argv=None):
     parser.add_argument('--rank', type=int, default=8, help="of E3VA's adapters (default: %(default)s)")
     parser.add_argument('--rounds', type=int, default=5, help='timed rounds, after a warm-up (default: %(default)s)')
     parser.add_argument('--trunk-only', action='store_true', help='leave out the heads, which take most of the time')
+    parser.add_argument('--cpu-time', action='store_true', help='seconds of the processor, of all threads together')
     args = parser.parse_args(argv)
+    clock = time.process_time if args.cpu_time else time.perf_counter
     with quiet() as say:
-        row = measure(args.trunk, args.size, args.rounds, args.rank, not args.trunk_only, say)
+        row = measure(args.trunk, args.size, args.rounds, args.rank, not args.trunk_only, clock, say)
     Console().print_json(json.dumps(row))
 
 

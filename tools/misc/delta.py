@@ -4,6 +4,7 @@ r"""What is inside a delta: what it is of, where its bytes are, whether it and i
     python tools/misc/delta.py sizes cells.safetensors
     python tools/misc/delta.py verify cells.safetensors [--base FILE]   # exit code 1 where something is amiss
     python tools/misc/delta.py diff before.safetensors after.safetensors
+    python tools/misc/delta.py extract swin.pth full/epoch_12.pth cells.safetensors --rank 8     # a LoRA of full tuning
 
 A delta may also be a folder of publish_delta.py, or an e3va:// address.
 """
@@ -15,12 +16,17 @@ from collections import defaultdict
 from rich.console import Console
 from rich.table import Table
 
-from e3va.command.line import one_line_errors
+import e3va
+from e3va.command.config import load_config
+from e3va.command.line import one_line_errors, quiet, trust_option
 from e3va.delta import file as delta_file
 from e3va.delta.address import place
+from e3va.delta.approximate import extract_files
 from e3va.delta.base import find_base
 from e3va.delta.config import heard
 from e3va.delta.scheme import rebuilt
+from e3va.files.checkpoint import trusting
+from e3va.tuned import find_tuned
 
 console = Console(soft_wrap=True, highlight=False)
 
@@ -33,7 +39,19 @@ def main(argv=None):
         one.add_argument('files', nargs=files, metavar='FILE')
         if verb == 'verify':
             one.add_argument('--base', metavar='FILE', help="the trunk's weights (default: what the delta records)")
+    one = trust_option(verbs.add_parser('extract'))
+    one.add_argument('base', help="the trunk's weights before: a file or URL, of the trunk or of a whole model")
+    one.add_argument('tuned', help='the checkpoint of full fine-tuning')
+    one.add_argument('out', help='the delta to write')
+    size = one.add_mutually_exclusive_group()
+    size.add_argument('--rank', type=int, default=8, help="of LoRA's factors (default: %(default)s)")
+    size.add_argument('--k', type=int, help='instead of factors: the largest changes, so many a neuron on the mean')
+    one.add_argument('--config', help='of the run (default: what the checkpoint says)')
+    one.add_argument('--dtype', choices=['bf16', 'fp16'], help='write floats in half precision')
     args = parser.parse_args(argv)
+    if args.verb == 'extract':
+        extract(args)
+        return
     with one_line_errors():
         paths = [place(file)[0] for file in args.files]
         read = [delta_file.read(path) for path in paths]
@@ -169,6 +187,26 @@ def diff(a, b, first, second):
     console.print(f'{len(both) - len(moved)} entries are equal, {len(moved)} have other values')
     for name, distance in sorted(moved.items(), key=lambda item: -item[1])[:10]:
         console.print(f'  {name}: |a - b| / |a| = {distance:.3g}')
+
+
+def extract(args):
+    """Write the delta; say how much of the change it does not have."""
+    with quiet() as say, trusting(args.trust_checkpoint):
+        if not args.out.endswith('.safetensors'):
+            raise ValueError(f'{args.out}: the name of a delta ends in .safetensors')
+        say('comparing')
+        config = load_config(args.config) if args.config else None
+        model, record = extract_files(args.base, args.tuned, config, rank=args.rank, k=args.k)
+        e3va.save_delta(model, args.out, dtype=args.dtype, **record)
+    _, trunk = find_tuned(model)
+    lost = dict(sorted(trunk.extraction.items(), key=lambda item: -item[1]))
+    total = lost.pop('')
+    how = trunk.tuning.method.config
+    console.print(f'{args.out}: {os.path.getsize(args.out):,} bytes (the checkpoint {os.path.getsize(args.tuned):,}); '
+                  f'{how["type"]} on {len(lost)} layers, {len(how.get("also", ()))} parts whole')
+    console.print(f'lost: {total:.1%} of the change of the weights (|W_tuned - W - delta| / |W_tuned - W|); most in')
+    for name, share in list(lost.items())[:5]:
+        console.print(f'  {name}: {share:.1%}')
 
 
 if __name__ == '__main__':
