@@ -298,16 +298,21 @@ def train(trunk, mode=True):
         if name in tuning.also:
             module.training = mode
             continue
-        own, trains = loading.trains_its_own_way(module), any(p.requires_grad for p in module.parameters(recurse=False))
-        if not name or name not in tuning.modules or (own and trains):
+        own = loading.trains_its_own_way(module)
+        if not name or name not in tuning.modules or (own and trains(module)):
             stays.append(module)
         elif hold and own:
             module.train(False)
-        elif hold or (isinstance(module, _BatchNorm) and not trains):
+        elif hold or (isinstance(module, _BatchNorm) and not trains(module)):
             module.training = False
     for module in stays if hold else ():
         module.training = mode
     return trunk
+
+
+def trains(module):
+    """Whether a parameter of a module's own trains."""
+    return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
 
 
 def demand_hook(trunk, inputs):

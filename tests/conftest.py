@@ -6,6 +6,7 @@ import importlib.util
 import os
 import socket
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ import e3va  # noqa: F401 helps the stack import, before any library
 from e3va.registry import MODELS
 
 yapf_api.FormatCode = lambda text, **style: (text, True)                # seconds a config, and how it looks is not ours
+for device in (torch.cuda, torch.xpu, torch.mtia):                      # each keeps the stack of every seed, in text
+    device.traceback = types.SimpleNamespace(format_stack=list)
 gc.set_threshold(3000)                                                  # a model is thousands of objects
 
 ROOT = Path(__file__).parents[1]
