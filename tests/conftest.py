@@ -136,15 +136,19 @@ def pairs(trunks=TRUNKS, methods=METHODS):
 
 
 def spread(offset, methods=METHODS):
-    """(trunk, method): each method on two of a Swin, a ViT and a ConvNeXt, LoRA and E3VA on all of TRUNKS.
+    """(trunk, method): each method on a Swin, a ViT or a ConvNeXt, LoRA and E3VA on all of TRUNKS.
 
     A property that is tested on every pair is one of several that are; with another offset each of them takes other
-    trunks, so that together they meet all pairs.
+    trunks, so that of six each method meets every kind twice. What trains on all families: test_trunks.
     """
-    kinds = [[trunk for trunk in TRUNKS if trunk.startswith(kind)] for kind in ('swin', 'vit', 'convnext')]
-    chosen = {(kind[(i + offset) % len(kind)], method) for j, kind in enumerate(kinds)
-              for i, method in enumerate(methods) if (i + offset + j) % len(kinds)}
-    return [pair for pair in pairs(methods=methods) if pair in chosen or pair[1] in ('lora', 'e3va')]
+    chosen = []
+    for i, method in enumerate(methods):
+        takes = [trunk for trunk, _ in pairs(methods=[method])]
+        kinds = [kind for kind in ('swin', 'vit', 'convnext') if any(trunk.startswith(kind) for trunk in takes)]
+        of_kind = [trunk for trunk in takes if trunk.startswith(kinds[(i + offset) % len(kinds)])]
+        one = of_kind[(i + offset) // len(kinds) % len(of_kind)]
+        chosen += [(trunk, method) for trunk in (takes if method in ('lora', 'e3va') else [one])]
+    return chosen
 
 
 def build(trunk, method=None, seed=0, **changes):
