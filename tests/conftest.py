@@ -244,7 +244,7 @@ in_two_processes = functools.partial(in_processes, 2)
 
 
 def one_of(rank, count, port, work, folder):
-    gc.freeze()                                                         # what earlier tests left is the parent's to free
+    gc.freeze()                                                         # what is there is the parent's to free
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank),
                       WORLD_SIZE=str(count))
