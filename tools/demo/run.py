@@ -13,7 +13,7 @@ from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parents[1]
 sys.path.append(str(TOOLS))
-CONFIG = TOOLS.parent / 'configs' / 'demo' / 'atss_vit-s.py'
+CONFIG = TOOLS.parent / 'configs' / 'demo' / 'trees.py'
 PICTURED = 3                                                            # validation images
 
 
