@@ -9,8 +9,9 @@ tried with its first weight decay, then the best rate with its other ones, all w
 was best serves those of --seeds, scored on val and test. Without it rate and weight decay are those of the config, or
 of the method's settings for the task (as of train.py).
 A task is any config that has a `sweep = dict(score='coco/bbox_mAP', rates=[1e-3, 2e-3], weight_decays=[0.01])`: by what
-it is scored, and what is tried; `times=100` makes percent of fractions; `choose` are settings for the runs that choose
-alone, where a config's own val split is its test split. What was finished before is not run again, an interrupted run
+it is scored, and what is tried (`rates_of=dict(full=[1e-5, 1e-4])` are other rates for a method, whatever its options);
+`times=100` makes percent of fractions; `choose` are settings for the runs that choose alone, where a config's own val
+split is its test split. What was finished before is not run again, an interrupted run
 goes on; a run that fails is named at the end, the others are made. The jobs of a SLURM array share out the pairs of
 task and method; behind them the same command collects the rows and shows the tables. Your own images become a task by
 `tools/tune.py FOLDER --plan`.
@@ -110,7 +111,7 @@ def sweep(args):
         if same:
             raise ValueError(f'--tune: {", ".join(same)}: val is the test split, by which nothing may be chosen; say '
                              'by sweep.choose what differs in a run that chooses, or leave --tune out')
-        rates = {pair: {(rate, pair[0].decays[0]) for rate in pair[0].rates} for pair in pairs}
+        rates = {(task, method): {(rate, task.decays[0]) for rate in task.tried(method)} for task, method in pairs}
         failed += choose(pool, rates, settings, args.out, 'choosing rates')
         decays = {pair: {(settings[key][0], decay) for decay in pair[0].decays}
                   for pair in pairs if (key := (pair[0].name, pair[1])) in settings}
@@ -170,6 +171,11 @@ class Task:
     decays: tuple
     same: bool                                                          # val is test
     chooses: bool                                                       # it says what differs in a run that chooses
+    rates_of: tuple = ()                                                # (method, its rates) where they are others
+
+    def tried(self, method):
+        """The rates of a method, whose options stand behind a colon."""
+        return dict(self.rates_of).get(method.partition(':')[0], self.rates)
 
 
 def config_files(given):
@@ -192,7 +198,8 @@ def load_task(path):
         if root and not Path(root).is_dir():
             raise ValueError(f'{path}: there is no folder {root}; {cfg.sweep.get("data", "put the data there")}')
     return Task(path.stem, str(path), mark, tuple(cfg.sweep.rates), tuple(cfg.sweep.weight_decays),
-                cfg.val_dataloader.dataset == cfg.test_dataloader.dataset, 'choose' in cfg.sweep)
+                cfg.val_dataloader.dataset == cfg.test_dataloader.dataset, 'choose' in cfg.sweep,
+                tuple((method, tuple(rates)) for method, rates in cfg.sweep.get('rates_of', {}).items()))
 
 
 def run_of(task, method, rate, decay, seed, splits, out, pictures=0):

@@ -100,6 +100,13 @@ def test_decays_are_tried_with_the_best_rate(place, tmp_path):
     assert [run[1:4] for run in place] == [(1e-4, 0., 0), (1e-2, 0., 0), (best, 0.5, 0), (best, place[-1][2], 1)]
 
 
+def test_a_method_may_have_rates_of_its_own(place, tmp_path):
+    (tmp_path / 'colours.py').write_text(CONFIG.replace('sweep = dict(', 'sweep = dict(rates_of=dict(fixed=[1e-3]), '))
+    assert swept('--methods', 'fixed:train_out_norms=True,bitfit', '--seeds', '1', '--tune') == 0
+    assert [(run[0], run[1]) for run in place[:3]] == [
+        ('fixed:train_out_norms=True', 1e-3), ('bitfit', 1e-4), ('bitfit', 1e-2)]
+
+
 def test_a_task_without_a_val_split(place, tmp_path, capsys):
     """Scored on test once; nothing is chosen by that, but by what `choose` puts in its place."""
     text = CONFIG + 'val_dataloader = test_dataloader\n'
