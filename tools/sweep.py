@@ -11,10 +11,9 @@ of the method's settings for the task (as of train.py).
 A task is any config that has a `sweep = dict(score='coco/bbox_mAP', rates=[1e-3, 2e-3], weight_decays=[0.01])`: by what
 it is scored, and what is tried (`rates_of=dict(full=[1e-5, 1e-4])` are other rates for a method, whatever its options);
 `times=100` makes percent of fractions; `choose` are settings for the runs that choose alone, where a config's own val
-split is its test split. What was finished before is not run again, an interrupted run
-goes on; a run that fails is named at the end, the others are made. The jobs of a SLURM array share out the pairs of
-task and method; behind them the same command collects the rows and shows the tables. Your own images become a task by
-`tools/tune.py FOLDER --plan`.
+split is its test split. What was finished before is not run again, an interrupted run goes on; a run that fails is
+named at the end, the others are made. The jobs of a SLURM array share out the pairs of task and method; behind them the
+same command collects the rows and shows the tables. Your own images become a task by `tools/tune.py FOLDER --plan`.
 """
 import argparse
 import dataclasses
@@ -31,7 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
-TOOLS = Path(__file__).resolve().parent
+sys.path.append(str(Path(__file__).resolve().parent))                   # tools/, behind all packages
 CHOICE = 0                                                              # the seed by which rates are chosen
 STEP = re.compile(r'(?:Epoch|Iter)\(train\)\s*\[.*?(?=  |$)')          # where a run is, in mmengine's log
 LEFT = re.compile(r'eta: (\S+)')
@@ -346,9 +345,10 @@ def train(run, command):
         rows = [dict(common, split=split, metric=task.score,
                      value=round(score(found, task.score, split) * task.get('times', 1), 3))
                 for split, found in scores.items()]
+        write(run.result, json.dumps(rows))                             # whatever becomes of the pictures
         if run.pictures:
-            draw(runner, run)
-        write(run.result, json.dumps(rows))
+            from tuning.show import draw_some
+            draw_some(runner, run.pictures, run.folder / 'pictures', run.folder / 'truth')
         for path in run.folder.glob('*.pth'):                           # the rows are what is wanted
             path.unlink()
 
@@ -361,14 +361,6 @@ def score(found, name, split):
     if value == -1:                                                     # pycocotools' word for it
         raise ValueError(f'the {split} split has no score {name}: there is no object in it')
     return value
-
-
-def draw(runner, run):
-    """Some images of val with what the model finds, in pictures/ of the run's folder; the truth in truth/ beside."""
-    if str(TOOLS) not in sys.path:
-        sys.path.append(str(TOOLS))
-    from tuning.show import draw_some
-    draw_some(runner, run.pictures, run.folder / 'pictures', run.folder / 'truth')
 
 
 def device():

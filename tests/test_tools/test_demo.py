@@ -232,6 +232,12 @@ def test_crops_are_the_boxes(tmp_path, capsys):
     with pytest.raises(SystemExit):
         crops.main([str(data), str(tmp_path / 'crops')])
     assert 'is there already' in capsys.readouterr().err
+    file = data / 'Annotations/b.xml'
+    file.write_text(file.read_text().replace('<difficult>0</difficult>', '').replace(
+        '<bndbox>', '<difficult>1</difficult><bndbox>'))
+    with pytest.raises(SystemExit):
+        crops.main([str(data), str(tmp_path / 'others')])
+    assert 'there is no box in the images of val' in capsys.readouterr().err
 
 
 def test_crops_of_training_are_as_many_of_each_class():

@@ -8,7 +8,6 @@ is printed of them are ratios, medians of each round's own. Where others use the
 program's alone. No data and no weights are needed.
 """
 import argparse
-import gc
 import json
 import statistics
 import tempfile
@@ -25,7 +24,7 @@ from rich.console import Console
 import e3va
 from e3va.command.config import apply_method, load_config
 from e3va.command.line import quiet
-from e3va.cost.clock import interleaved
+from e3va.cost.clock import interleaved, seconds
 from e3va.cost.measure import device_name
 from e3va.files.checkout import commit
 from e3va.highway.shared import together
@@ -117,13 +116,6 @@ def heads(tasks, image, outs):
             del task.trunk.given
 
 
-def seconds(run, clock):
-    gc.collect()
-    start = clock()
-    run()
-    return clock() - start
-
-
 def measure(trunk, size, rounds, rank, whole, clock, say):
     """A row of ratios and times."""
     image = np.random.default_rng(0).integers(0, 255, (size, size, 3), dtype=np.uint8)
@@ -151,7 +143,8 @@ def measure(trunk, size, rounds, rank, whole, clock, say):
                         heads=partial(heads, tasks, image, outs), served=partial(server, image),
                         alone=lambda: [server(image, task.name) for task in tasks])
             runs = runs if whole else {name: runs[name] for name in ('stock', 'together')}
-            times = interleaved({label: partial(seconds, run, clock) for label, run in runs.items()}, rounds, say)
+            times = interleaved({label: partial(seconds, run, 'cpu', clock) for label, run in runs.items()},
+                                rounds, say)
             row = dict(trunk=trunk, size=size, rank=rank, rounds=rounds, clock=clock.__name__, memory_mib={
                 key: round(value / 2 ** 20, 1) for key, value in
                 (('trunk', server.memory['trunk']), *server.memory['tasks'].items())})
@@ -188,8 +181,8 @@ def switches(folder, trunk, size, base, image, rounds, clock, say):
                 found.append(1e3 * (clock() - start))
             row[f'switch_ms_{method["type"].lower()}'] = round(statistics.median(found), 3)
             same = interleaved({
-                'same': lambda: seconds(lambda: [server(image, names[0]) for _ in range(2)], clock),
-                'other': lambda: seconds(lambda: [server(image, names[i % 2]) for i in range(2)], clock)}, rounds, say)
+                label: partial(seconds, lambda given=given: [server(image, name) for name in given], 'cpu', clock)
+                for label, given in (('same', names[:1] * 2), ('other', names))}, rounds, say)
             row[f'in_turn_to_same_{method["type"].lower()}'] = round(statistics.median(
                 b / a for a, b in zip(*same.values())), 3)
     return row

@@ -26,37 +26,38 @@ def main(argv=None):
         if Path(args.out).exists():
             raise ValueError(f'{args.out} is there already: name another folder, or remove it')
         found = find(args.folder, 'detection')
-        make_crops(found, args.out)
-        print(f'{args.out}: ' + ', '.join(
-            f'{len((Path(args.out) / f"{split}.txt").read_text().splitlines())} {split}' for split in splits(found))
-              + f'; classes = {tuple(found.classes)}')
-
-
-def splits(found):
-    return [split for split in ('train', 'val', 'test') if found.split(split)]
+        counts = make_crops(found, args.out)
+        print(f'{args.out}: {", ".join(f"{count} {split}" for split, count in counts.items())}; '
+              f'classes = {tuple(found.classes)}')
 
 
 def make_crops(found, folder):
-    """Cut the boxes of found data into `folder`, whole or not at all.
+    """Cut the boxes of found data into `folder`, whole or not at all; {split: how many}.
 
     Crops of a few px up to the whole image are cut at their own size; where a square leaves the image, its edge is
     moved inside.
     """
     from whole import whole
+    boxes = {split: list(enumerate((item.image, box) for item in found.split(split) for box in item.boxes
+                                   if not box['crowd'])) for split in ('train', 'val', 'test')}
+    boxes = {split: balanced(those, BALANCED[split]) if split in BALANCED else those
+             for split, those in boxes.items() if those}
+    missing = [split for split in BALANCED if split not in boxes]
+    if missing:
+        raise ValueError(f'{found.folder}: there is no box in the images of {" and ".join(missing)}')
     with whole(folder) as part:
-        for split in splits(found):
-            write_split(split, found.split(split), found.classes, part)
+        for split, those in boxes.items():
+            write_split(split, those, found.classes, part)
+    return {split: len(those) for split, those in boxes.items()}
 
 
-def write_split(split, items, classes, place):
+def write_split(split, boxes, classes, place):
+    """Boxes, (number, (image, box)), as files and a list."""
     from PIL import Image, ImageOps
-    boxes = list(enumerate((item, box) for item in items for box in item.boxes if not box['crowd']))
-    if split in BALANCED:
-        boxes = balanced(boxes, BALANCED[split])
     lines, (opened, image) = [], (None, None)
-    for number, (item, box) in boxes:
-        if item.image != opened:                                        # turned as its EXIF says, as mmcv reads it
-            opened, image = item.image, ImageOps.exif_transpose(Image.open(item.image)).convert('RGB')
+    for number, (file, box) in boxes:
+        if file != opened:                                              # turned as its EXIF says, as mmcv reads it
+            opened, image = file, ImageOps.exif_transpose(Image.open(file)).convert('RGB')
         name = f'{split}/{classes[box["label"]]}/{number}.png'
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         crop(image, box['box']).save(place / name)
@@ -67,8 +68,8 @@ def write_split(split, items, classes, place):
 def balanced(boxes, most):
     """As many boxes of each class, drawn at random, `most` in all; in their order."""
     kinds = {}
-    for number, (item, box) in boxes:
-        kinds.setdefault(box['label'], []).append((number, (item, box)))
+    for each in boxes:
+        kinds.setdefault(each[1][1]['label'], []).append(each)
     count = min(most // len(kinds), *map(len, kinds.values()))
     draw = random.Random(0)
     drawn = [each for kind in sorted(kinds) for each in draw.sample(kinds[kind], count)]

@@ -5,11 +5,11 @@ from xml.etree import ElementTree
 from whole import whole
 
 
-def read_xml(path, offset=0):
+def read_xml(path):
     """One VOC file as (file name, width, height, objects).
 
-    An object is (class name, [x, y, w, h] in px, difficult). `offset` is subtracted from the corners: 1 for VOC,
-    whose pixels count from 1. Boxes without area are dropped. Raises ValueError where the file is no VOC annotation.
+    An object is (class name, [x, y, w, h] in px, difficult). Boxes without area are dropped. Raises ValueError
+    where the file is no VOC annotation.
     """
     try:
         root = ElementTree.parse(path).getroot()
@@ -18,7 +18,7 @@ def read_xml(path, offset=0):
             raise ValueError(f'its <size> is {width} x {height}')
         objects = []
         for item in root.iter('object'):
-            left, top, right, bottom = (float(item.findtext(f'bndbox/{side}')) - offset
+            left, top, right, bottom = (float(item.findtext(f'bndbox/{side}'))
                                         for side in ('xmin', 'ymin', 'xmax', 'ymax'))
             left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
             if right - left >= 1 and bottom - top >= 1:

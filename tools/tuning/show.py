@@ -49,8 +49,7 @@ def draw_some(runner, count, folder, truth_folder):
     model.eval()
     # a segmenter's and a classifier's pictures have the truth in them
     boxes = truth_of(dataset, 0) is not None
-    full = [i for i in range(len(dataset)) if not boxes or any(
-        not item.get('ignore_flag') for item in truth_of(dataset, i))] or list(range(len(dataset)))
+    full = [i for i in range(len(dataset)) if not boxes or truth_of(dataset, i)] or list(range(len(dataset)))
     chosen = sorted({full[k * (len(full) - 1) // max(count - 1, 1)] for k in range(count)})
     for each in (folder, truth_folder) if boxes else (folder, ):
         each.mkdir(parents=True, exist_ok=True)
@@ -61,7 +60,7 @@ def draw_some(runner, count, folder, truth_folder):
             visualizer = library_visualizer(sample, dataset.metainfo)
         name = f'{Path(sample.img_path).stem}.jpg'
         if boxes:
-            truth = [item for item in truth_of(dataset, i) if not item.get('ignore_flag')]
+            truth = truth_of(dataset, i)
             best = sample.pred_instances.scores.argsort(descending=True)[:len(truth)]
             sample.pred_instances = sample.pred_instances[best]
             paint_truth(visualizer, sample, truth, truth_folder / name)
@@ -95,7 +94,7 @@ def paint_beside(visualizer, sample, truth, file, classes):
     paint(visualizer, sample, file, classes)
     if truth is not None:                                               # the other libraries' pictures have it in them
         left = file.with_stem(f'{file.stem}_truth')
-        paint_truth(visualizer, sample, [item for item in truth if not item.get('ignore_flag')], left)
+        paint_truth(visualizer, sample, truth, left)
         both = np.hstack([np.asarray(Image.open(each)) for each in (left, file)])
         Image.fromarray(both).save(file)
         left.unlink()
@@ -105,10 +104,10 @@ def good(sample, truth):
     """0 to 1: F1 of the boxes at an overlap of 0.5, mean IoU of an image's classes, or the true class's probability.
 
     Args:
-        truth: of a detection set the dataset's `instances` of the image; else None.
+        truth: of `truth_of`.
     """
     if hasattr(sample, 'pred_instances'):
-        return f1(sample.pred_instances, [item for item in truth if not item.get('ignore_flag')])
+        return f1(sample.pred_instances, truth)
     if hasattr(sample, 'pred_sem_seg'):
         want, got = sample.gt_sem_seg.data.numpy(), sample.pred_sem_seg.data.numpy()
         seen = want != 255
@@ -137,7 +136,9 @@ def f1(found, truth):
 
 
 def truth_of(dataset, i):
-    return dataset.get_data_info(i).get('instances')
+    """A detection set's `instances` of an image, without those to be ignored; None of another set."""
+    instances = dataset.get_data_info(i).get('instances')
+    return instances and [item for item in instances if not item.get('ignore_flag')]
 
 
 class Peek(Hook):
