@@ -40,6 +40,7 @@ TASKS = re.compile(
     r'torch\.nn|e3va)\b')
 FETCHES = re.compile(r'HuggingFace|Timm(Classifier|Backbone)|TIMM|Distill|Albu|Inferencer|Bert')
 TUNED = 'e3va.Tuned', 'Tuned'
+BESIDE_MMSEG = 'e3va.trunks.pyramid', 'e3va.models.sam'                 # a run's config has them in custom_imports
 FUNCTIONS = 'nms', 'soft_nms', 'nms_match', 'RoIAlign', 'RoIPool'      # of mmcv.ops, which evaluates these names
 
 
@@ -182,9 +183,12 @@ def task_config(config):
 
 
 def import_library(scope):
-    """Have the models and transforms of an OpenMMLab library registered."""
+    """Have the models and transforms of an OpenMMLab library registered, and ours that need mmsegmentation."""
     for part in ('models', 'datasets.transforms'):
         importlib.import_module(f'{scope}.{part}')
+    with contextlib.suppress(ImportError):
+        for place in BESIDE_MMSEG:
+            importlib.import_module(place)
 
 
 def pretrained_init(config):
@@ -197,12 +201,12 @@ def pretrained_init(config):
 
 
 def piece(name):
-    """The class of a name in the registries of models, of their parts and of transforms; None for any other."""
+    """The class (or TimmTrunk) of a name in the registries of models, parts and transforms; None for any other."""
     if name in FUNCTIONS:
         return name
     found = next(filter(None, (known_to(root, name) for root in (ROOT, TASK_UTILS, TRANSFORMS))), None)
     place = getattr(found, '__module__', '')
-    if name in TUNED and place == 'e3va.tuned':
+    if name in TUNED and place == 'e3va.tuned' or place == 'e3va.trunks.timm_trunk':
         return found
     if not inspect.isclass(found) or FETCHES.search(found.__name__) or '/' in name:
         return None

@@ -9,10 +9,11 @@ import timm
 import torch
 from PIL import Image
 
+import e3va
 from tests.conftest import tool
 
 TOOLS = Path(__file__).parents[2] / 'tools'
-tune, predict = tool('tune.py'), tool('predict.py')
+tune, predict, delta = tool('tune.py'), tool('predict.py'), tool('misc/delta.py')
 
 
 @pytest.fixture
@@ -217,6 +218,18 @@ def test_a_run(tmp_path, monkeypatch, capsys, weights, write, task):
     results = json.loads(Path('found/results.json').read_text())
     assert list(results) == [str(image)] and results[str(image)]
     assert list(Path('found').rglob('*.png')) + list(Path('found').rglob('*.jpg'))
+    with e3va.serve.Server() as server:                                 # by the delta alone
+        server.add('mine', 'out/delta.safetensors')
+        sample = server(str(image), 'mine')
+    told = results[str(image)]
+    if task == 'semantic':
+        share = (sample.pred_sem_seg.data == 0).float().mean()
+        assert float(share) == pytest.approx(next(iter(told['shares'].values())) if share else 0, abs=1e-3)
+    else:
+        scores = [float(sample.pred_score.max())] if task == 'classification' else sample.pred_instances.scores.tolist()
+        assert scores == pytest.approx([told['score']] if task == 'classification' else told['scores'], abs=1e-5)
+    delta.main(['show', 'out/delta.safetensors'])
+    assert 'e3va.TimmTrunk at backbone.' in capsys.readouterr().out
     with pytest.raises(SystemExit):                                     # other data in the folder of this run
         write(Path('more'), *([24, ''] if write is as_yolo else [24]))
         tune.main(['more', *command[1:]])
