@@ -3,4 +3,4 @@
 # A task's result is the best of this, _da and _sba on the 200 validation images, see ../pear/README.md.
 _base_ = './bi_adaptformer.py'
 optim_wrapper = dict(type='e3va.PearOptimWrapper')
-default_hooks = dict(pear=dict(type='e3va.PearHook', warmup=10, ratio=0.5))
+default_hooks = dict(pear=dict(type='e3va.PearHook', warmup=0.1, ratio=0.5))

@@ -6,9 +6,9 @@ from mmengine.runner import IterBasedTrainLoop
 from mmengine.runner.base_loop import BaseLoop
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..methods.base import choice, integer, number
+from ..methods.base import choice, integer, length, number
 from ..registry import HOOKS
-from ..train.change import change, epoch_length, plain, rewrap
+from ..train.change import change, epoch_length, part_of, plain, rewrap
 from ..train.recorded import same_options
 from ..train.retire import retire
 from ..trunks import head_entries
@@ -31,13 +31,14 @@ class DMLoRAHook(Hook):
     branches become their mean and freeze, with all else but the scales; it has an optimizer and a schedule of its own.
 
     Args:
-        every (int): k, after which the branches are halved, again and again.
+        every (int or float): k, after which the branches are halved, again and again; below 1 a share of the run.
         down_to (int): as many branches are left.
-        by_epoch (bool): `every` and `scale_length` count epochs, also in a loop that counts iterations itself;
-            False: iterations.
+        by_epoch (bool): `every` and `scale_length`, if integers, count epochs, also in a loop that counts iterations
+            itself; False: iterations.
         halving (str): 'dropout': a random half goes (schemes C, D, E); 'average': each two become their mean (B);
             'none' (A).
-        scale_length (int): length of the second stage, 10 in the paper; None: there is none.
+        scale_length (int or float): length of the second stage; below 1 a share of the first. The paper has 10 epochs
+            behind 100. None: there is none.
         scale_lr (float): its learning rate at the start, 1e-2 in the paper; weight decay is left out.
         scale_schedule (str): 'cosine', down to zero, or 'constant'; the paper does not say.
         train_head (bool): neck and head train on in the second stage, at the rate of their start.
@@ -45,15 +46,15 @@ class DMLoRAHook(Hook):
 
     priority = 'HIGHEST'                                                # before the rate is logged and EMAHook loads
 
-    def __init__(self, every=10, down_to=1, by_epoch=True, halving='dropout', scale_length=10, scale_lr=1e-2,
+    def __init__(self, every=0.1, down_to=1, by_epoch=True, halving='dropout', scale_length=0.1, scale_lr=1e-2,
                  scale_schedule='cosine', train_head=False):
-        self.every = integer('every', every)
+        self.every = length('every', every)
         self.down_to = integer('down_to', down_to)
         self.by_epoch = choice('by_epoch', by_epoch, (True, False))
         self.halving = choice('halving', halving, ('dropout', 'average', 'none'))
         if scale_length is not None and scale_length == 0:
             raise ValueError('scale_length is 0: a second stage has at least 1 epoch; for a run without one give None')
-        self.scale_length = None if scale_length is None else integer('scale_length', scale_length)
+        self.scale_length = None if scale_length is None else length('scale_length', scale_length)
         self.scale_lr = number('scale_lr', scale_lr, low=1e-9)
         self.scale_schedule = choice('scale_schedule', scale_schedule, ('cosine', 'constant'))
         self.train_head = choice('train_head', train_head, (True, False))
@@ -84,44 +85,50 @@ class DMLoRAHook(Hook):
 
     def plan(self, runner, loop):
         """Where the halvings lie and where the second stage begins; lengthen the loop by it."""
-        length = epoch_length(runner)
-        each = length if self.by_epoch and self.iterates else 1         # of what the loop counts, in our unit
-        self.period = self.every * each
+        epoch = epoch_length(runner)
+        each = epoch if self.by_epoch and self.iterates else 1          # of what the loop counts, in our unit
         self.end = loop.max_iters if self.iterates else loop.max_epochs
         self.end_iter = loop.max_iters
-        log, count, unit = runner.logger, self.method.branches, 'epochs' if self.by_epoch else 'iterations'
+        self.period = part_of(self.every, self.end_iter) * (each if self.every >= 1 else 1)
+        log, count, own = runner.logger, self.method.branches, 'epochs' if self.by_epoch else 'iterations'
+
+        def said(value):
+            return f'{value} {own if value >= 1 else "of the run"}'
+
         if self.halving == 'none':
             log.info(f'DMLoRA: {count} branches to the end of the training')
         else:
             if count % self.down_to or (count // self.down_to) & (count // self.down_to - 1):
                 raise ValueError(f'{count} branches cannot be halved to down_to={self.down_to}: take branches='
                                  f'{self.down_to} times a power of 2, e.g. {4 * self.down_to} or {8 * self.down_to}')
-            log.info(f'DMLoRA: {count} branches, halved every {self.every} {unit} down to {self.down_to} '
+            log.info(f'DMLoRA: {count} branches, halved every {said(self.every)} down to {self.down_to} '
                      f'({self.halving})')
             left = self.wanted((self.end if self.counts_epochs or self.iterates else self.end_iter) - 1)
             if left > self.down_to:
-                log.warning(f'DMLoRA: every={self.every} {unit} is too long for this run to come down to '
-                            f'{self.down_to}: it ends with {left} of {count} branches. Take a smaller `every` or a '
-                            'longer run')
+                log.warning(f'DMLoRA: every={said(self.every)} is too long for this run to come down to '
+                            f'{self.down_to}: it ends with {left} of {count} branches. Take a smaller `every`, e.g. '
+                            '0.1 of the run, or a longer run')
         if self.scale_length:
-            extra = self.scale_length * each
-            if not self.by_epoch and not self.iterates:
-                extra, rest = divmod(extra, length)
+            share = self.scale_length < 1
+            extra = part_of(self.scale_length, self.end) * (1 if share else each)
+            if not share and not self.by_epoch and not self.iterates:
+                extra, rest = divmod(extra, epoch)
                 if rest:
-                    raise ValueError(f'scale_length={self.scale_length} iterations are no whole epochs of {length}, '
+                    raise ValueError(f'scale_length={self.scale_length} iterations are no whole epochs of {epoch}, '
                                      'and this loop counts epochs: give a multiple, or by_epoch=True')
-            loop._max_iters += extra if self.iterates else extra * length
+            loop._max_iters += extra if self.iterates else extra * epoch
             if not self.iterates:
                 loop._max_epochs += extra
-            log.info(f'DMLoRA: the second stage, {self.scale_length} {unit} that train the scales alone, begins after '
-                     f'{"iteration" if self.iterates else "epoch"} {self.end}')
+            unit = 'iteration' if self.iterates else 'epoch'
+            log.info(f'DMLoRA: the second stage, {extra} {unit}s that train the scales alone, begins after {unit} '
+                     f'{self.end}')
 
     @property
     def counts_epochs(self):
-        return self.by_epoch and not self.iterates
+        return self.by_epoch and not self.iterates and self.every >= 1
 
     def wanted(self, position):
-        """Branches at an epoch, or at an iteration where `every` counts these."""
+        """Branches at an epoch, or at an iteration where `every` counts these or is a share."""
         if self.halving == 'none':
             return self.method.branches
         return max(self.method.branches >> min(position // self.period, 64), self.down_to)

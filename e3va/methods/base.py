@@ -36,6 +36,17 @@ def number(name, value, low=None, below=None):
     return value
 
 
+def length(name, value):
+    """`value` if it is an integer of at least 1, or a share of the run, a number above 0 and below 1; else ValueError.
+    """
+    if isinstance(value, float) and 0 < value < 1:
+        return value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f'{name} must be an integer of at least 1, or a share of the run above 0 and below 1, e.g. '
+                         f'0.1, not {value!r}')
+    return value
+
+
 def choice(name, value, options):
     """`value` if it is one of `options`, else ValueError."""
     if value not in options:

@@ -9,10 +9,10 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner.base_loop import BaseLoop
 
 from ..delta.load import differences
-from ..methods.base import choice, integer, number
+from ..methods.base import choice, length, number
 from ..methods.routing import KEY, follow_routing, routing_of, table_of
 from ..registry import HOOKS
-from ..train.change import epoch_length, plain, settle
+from ..train.change import epoch_length, part_of, plain, settle
 from ..train.recorded import same_options
 from ..tuned import find_tuned
 from . import plan as pear
@@ -27,7 +27,7 @@ class PearHook(Hook):
     state of the optimizer, which goes on as it is; schedules go on too.
 
     Args:
-        warmup (int): length of the warm-up, 10 epochs in the paper.
+        warmup (int or float): length of the warm-up; below 1 a share of the run. The paper has 10 epochs of 100.
         ratio (float): of the units that are pruned; 0.5 in the paper. 0, and what is less than one unit: none, the
             training is the method's own.
         by_epoch (bool): `warmup` counts epochs, also in a loop that counts iterations itself; False: iterations.
@@ -47,9 +47,9 @@ class PearHook(Hook):
     prunes = True                                                       # ReportHook asks a resumed run for it
     priority = 'HIGHEST'                                                # before EMAHook loads
 
-    def __init__(self, warmup=10, ratio=0.5, by_epoch=True, criterion='taylor', checkpoint=None,
+    def __init__(self, warmup=0.1, ratio=0.5, by_epoch=True, criterion='taylor', checkpoint=None,
                  coefficients=(0.5, 0.5), scope='global', share_scope=None, share=True):
-        self.warmup = integer('warmup', warmup)
+        self.warmup = length('warmup', warmup)
         self.ratio = number('ratio', ratio)
         if not 0 <= ratio < 1:
             raise ValueError(f'ratio must be a number of at least 0 and below 1, not {ratio!r}: it is the part of the '
@@ -81,9 +81,10 @@ class PearHook(Hook):
             raise ValueError(f'PearHook needs an optimizer wrapper that reads gradients, not '
                              f"{type(runner.optim_wrapper).__name__}: set optim_wrapper.type='e3va.PearOptimWrapper', "
                              "or 'e3va.AmpPearOptimWrapper'")
-        length, unit = epoch_length(runner), 'epochs' if self.by_epoch else 'iterations'
-        self.end = self.warmup * length if self.by_epoch else self.warmup
-        self.begin = max(0, self.end - length)
+        epoch, share = epoch_length(runner), isinstance(self.warmup, float)
+        unit = 'of the run' if share else 'epochs' if self.by_epoch else 'iterations'
+        self.end = part_of(self.warmup, runner.max_iters) * (epoch if self.by_epoch and not share else 1)
+        self.begin = max(0, self.end - epoch)
         groups, sizes = pear.alike(trunk, self.share_scope)
         self.idle = not pear.plan(torch.zeros(len(sizes)), groups, sizes, self.ratio, self.scope).wanted
         if self.idle:
@@ -93,7 +94,7 @@ class PearHook(Hook):
             return
         if self.end >= runner.max_iters:
             raise ValueError(f'the warm-up of Pear, {self.warmup} {unit}, is not shorter than the run, '
-                             f'{runner.max_iters} iterations of which an epoch has {length}: nothing would be pruned. '
+                             f'{runner.max_iters} iterations of which an epoch has {epoch}: nothing would be pruned. '
                              'Take a smaller `warmup` or a longer run')
         log.info(f'Pear: {method}, {100 * self.ratio:g} % of the units are pruned after {self.warmup} {unit}, by '
                  f'{self.criterion} of iterations {self.begin + 1} to {self.end}')
@@ -225,7 +226,7 @@ class VanillaPruning(PearHook):
         warmup, ratio, by_epoch, criterion, scope: see `PearHook`.
     """
 
-    def __init__(self, warmup=10, ratio=0.5, by_epoch=True, criterion='taylor', scope='global'):
+    def __init__(self, warmup=0.1, ratio=0.5, by_epoch=True, criterion='taylor', scope='global'):
         super().__init__(warmup, ratio, by_epoch, criterion, scope=scope, share=False)
 
 

@@ -22,6 +22,11 @@ def epoch_length(runner):
     return -(-len(loader) // (get_world_size() if isinstance(sampler, InfiniteSampler) else 1))
 
 
+def part_of(value, whole):
+    """A length of an option: itself, or where it is a share (a float below 1) that much of the whole, at least 1."""
+    return max(1, round(value * whole)) if isinstance(value, float) else value
+
+
 def change(runner, function):
     """function(model), for the model and for its moving averages; returns what it gives for the model."""
     found = function(plain(runner.model))

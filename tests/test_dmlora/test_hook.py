@@ -306,6 +306,7 @@ def test_wrong_input(tmp_path, options, words):
 
 @pytest.mark.parametrize('options,words', [
     (dict(scale_length=0), 'scale_length is 0'), (dict(scale_length=-1), 'scale_length'), (dict(every=0), 'every'),
+    (dict(every=1.5), 'every must be an integer of at least 1, or a share of the run'),
     (dict(down_to=0), 'down_to'), (dict(halving='half'), 'halving'), (dict(scale_lr='fast'), 'scale_lr'),
     (dict(scale_lr=0), 'scale_lr'), (dict(scale_schedule='step'), 'scale_schedule'),
     (dict(by_epoch='no'), "by_epoch must be one of True, False, not 'no'"), (dict(train_head='no'), 'train_head')])
@@ -320,6 +321,18 @@ def test_another_method(tmp_path):
         runner = runner_of(tmp_path)
         runner.model.backbone = build('vit_mmpretrain', 'lora')
         runner.train()
+
+
+def test_shares_of_the_run(tmp_path, monkeypatch):
+    """Of six iterations, 0.4 are two, wherever epochs end; of a loop of epochs the second stage is whole ones."""
+    monkeypatch.setattr('mmengine.runner.loops.time.sleep', lambda seconds: None)
+    runner = train(tmp_path / 'epochs', hook=dict(every=0.4, scale_length=0.3))
+    assert [row['branches'] for row in watched(runner)] == [4, 4, 2, 2, 1, 1, 1, 1]
+    assert (runner.max_epochs, runner.max_iters) == (4, 8)
+    assert 'halved every 0.4 of the run down to 1' in next((tmp_path / 'epochs').glob('*/*.log')).read_text()
+    runner = train(tmp_path / 'iterations', train_cfg=dict(by_epoch=False, max_iters=6, val_interval=100),
+                   hook=dict(every=0.1, scale_length=0.5))
+    assert [row['branches'] for row in watched(runner)] == [4, 2, 1, 1, 1, 1, 1, 1, 1]
 
 
 def test_training_without_the_hook_is_refused():

@@ -353,9 +353,9 @@ def test_schemes(scheme):
 
 
 def test_configs_of_the_scalar():
-    """Two stages: 10 epochs at 1e-2 (section 4.1); one stage: the scales train from the start (Table 5)."""
+    """Two stages: 10 epochs behind 100 at 1e-2 (section 4.1); one stage: the scales train from the start (Table 5)."""
     two, one = load_method('dmlora'), load_method('dmlora_one_stage')
-    assert (two.default_hooks.dmlora.scale_length, two.default_hooks.dmlora.scale_lr) == (10, 1e-2)
+    assert (two.default_hooks.dmlora.scale_length, two.default_hooks.dmlora.scale_lr) == (0.1, 1e-2)
     assert one.default_hooks.dmlora.scale_length is None and build_method(one.method).learn_scale
     assert not build_method(two.method).learn_scale
 

@@ -225,6 +225,14 @@ def test_iterations_of_a_loop_that_counts_epochs(tmp_path):
     assert [row['own'] for row in watched(runner).rows] == [8, 8, 8, 4, 4, 4]
 
 
+@pytest.mark.parametrize('loop', [{}, dict(train_cfg=dict(by_epoch=False, max_iters=6, val_interval=100))])
+def test_a_share_of_the_run(tmp_path, monkeypatch, loop):
+    monkeypatch.setattr('mmengine.runner.loops.time.sleep', lambda seconds: None)
+    runner = train(tmp_path, hook=dict(warmup=0.5), **loop)
+    assert [row['own'] for row in watched(runner).rows] == [8, 8, 8, 4, 4, 4]
+    assert 'pruned after 0.5 of the run, by taylor of iterations 2 to 3' in next(tmp_path.glob('*/*.log')).read_text()
+
+
 def test_mixed_precision(tmp_path, monkeypatch):
     """The AMP twin divides by the scale of its loss: the contributions are the same under any."""
     monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
@@ -278,6 +286,7 @@ def test_wrong_input(tmp_path, options, words):
 @pytest.mark.parametrize('options,words', [
     (dict(ratio=1), 'ratio must be a number of at least 0 and below 1, not 1'), (dict(ratio=-0.1), 'ratio'),
     (dict(ratio=1.5), 'ratio'), (dict(ratio='half'), 'ratio'), (dict(warmup=0), 'warmup'),
+    (dict(warmup=1.), 'a share of the run above 0 and below 1'),
     (dict(criterion='loss'), 'criterion'), (dict(checkpoint='last'), 'checkpoint'), (dict(scope='stage'), 'scope'),
     (dict(share_scope='layer'), 'share_scope'), (dict(coefficients=(1,)), 'C_1 and C_2'),
     (dict(coefficients='score'), 'C_1 and C_2'), (dict(coefficients=0.5), 'C_1 and C_2'),
