@@ -12,9 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import compat, loading
 from .layers.adopted import AdoptedLinear
+from .layers.gelu import keep_8_bits
 from .layers.read import call_through, expect_calls
 from .methods import Fixed, Full, Method, build_method
-from .methods.base import again_by_block, beside, in_part
+from .methods.base import again_by_block, beside, in_8_bits, in_part
 from .methods.targets import ALL, find_also, matches, named, say
 from .registry import METHODS, MODELS
 from .surgery import near, rebind
@@ -67,7 +68,7 @@ class Tuning:
 
 @MODELS.register_module()
 def Tuned(trunk: str, method: str | dict, also: Sequence[str] = (), recompute: str | None = None,
-          backward: float | None = None, **options) -> nn.Module:
+          backward: float | None = None, gelu: str | None = None, **options) -> nn.Module:
     """Build a stock trunk and edit it in place for a method.
 
     Args:
@@ -76,6 +77,7 @@ def Tuned(trunk: str, method: str | dict, also: Sequence[str] = (), recompute: s
         also (sequence of str): what of the trunk trains beside the method, see `tune`.
         recompute (str): the trunk's blocks are run again in backward, see `tune`.
         backward (float): the share of a batch's images whose gradient goes through the trunk, see `tune`.
+        gelu (str): what the trunk's GELUs keep for backward, see `tune`.
         **options: the stock trunk's own arguments, `init_cfg` included.
 
     Returns:
@@ -89,7 +91,7 @@ def Tuned(trunk: str, method: str | dict, also: Sequence[str] = (), recompute: s
     config = dict(type=scoped(trunk), **options)
     check_out_indices(trunk, options)
     module = build(config)
-    tune(module, method, config=config, also=also, recompute=recompute, backward=backward)
+    tune(module, method, config=config, also=also, recompute=recompute, backward=backward, gelu=gelu)
     if wanted():
         loading.brought(module)
     return module
@@ -129,7 +131,8 @@ def check_out_indices(trunk, options):
 
 
 def tune(module: nn.Module, method: str | dict | Method, config: dict | None = None,
-         also: Sequence[str] = (), recompute: str | None = None, backward: float | None = None) -> nn.Module:
+         also: Sequence[str] = (), recompute: str | None = None, backward: float | None = None,
+         gelu: str | None = None) -> nn.Module:
     """Edit a trunk, the backbone of a whole model, or any module in place for a method.
 
     Of a whole OpenMMLab model the `backbone` is tuned; neck and heads train as they did. Where the method's `targets`
@@ -152,6 +155,8 @@ def tune(module: nn.Module, method: str | dict | Method, config: dict | None = N
         backward (float): the share of a batch's images whose gradient goes through the trunk, e.g. 0.25: one image of
             four in turn, drawn by chance where the batch is smaller. Activations and the time of backward shrink with
             it; gradients are right in the mean, and noisier. Also an option of every method.
+        gelu (str): 'int8' keeps of the trunk's GELUs their derivative in 8 bits, so that gradients are approximate;
+            'exact' their input, as torch does. Default: 'exact', of E3VAMix 'int8'. Also an option of every method.
 
     Returns:
         nn.Module: `module` itself.
@@ -160,7 +165,7 @@ def tune(module: nn.Module, method: str | dict | Method, config: dict | None = N
         ValueError: a name that nothing has, a layer that the method cannot adapt, a method that does not know the
             blocks of the trunk, or finds nothing to train.
     """
-    method = in_part(again_by_block(beside(build_method(method), also), recompute), backward)
+    method = in_8_bits(in_part(again_by_block(beside(build_method(method), also), recompute), backward), gelu)
     if any(hasattr(child, 'tuning') for child in module.modules()):
         raise ValueError(f'a method given twice: {type(module).__name__} has one already; build the trunk anew, or '
                          'take its e3va.merge')
@@ -228,6 +233,8 @@ def tune(module: nn.Module, method: str | dict | Method, config: dict | None = N
     if method.backward:
         part = trunk.backbone if tuning.rest else trunk
         sample_backward(part, FAMILIES.get(family_of(part)), method.backward)
+    if method.gelu == 'int8':
+        keep_8_bits(trunk.backbone if tuning.rest else trunk, method.gelu != type(method).gelu)
     let_stock_checkpoint(trunk)
     rebind(trunk, 'train', train)
     if method.hook:

@@ -195,6 +195,15 @@ def pair(trunk, method, stirred=False):
     return stock, alike(trunk, method, stirred)
 
 
+def without_chance(model):
+    """Take DropPath and dropout out of a model in training: two runs are to give the same."""
+    for module in model.modules():
+        if type(module).__name__ in ('DropPath', 'Dropout'):
+            module.training = False
+        if isinstance(getattr(module, 'dropout', None), float):
+            module.dropout = 0.
+
+
 def stir(model):
     """Move what trains away from its initial values."""
     generator = torch.Generator().manual_seed(2)

@@ -195,6 +195,6 @@ def stock_backbone(tuned, backbone):
             raise ValueError(f'{tuned} was trained by {method.type} and not as a whole: it has a delta, which '
                              'tools/model_converters/publish_delta.py writes')
         trunk.type = trunk.trunk
-        for name in ('trunk', 'method', 'also', 'recompute', 'backward'):
+        for name in ('trunk', 'method', 'also', 'recompute', 'backward', 'gelu'):
             trunk.pop(name, None)
     return ConfigDict(trunk, type='e3va.Tuned', trunk=trunk.type, method='Fixed'), trunk

@@ -6,6 +6,7 @@ from torch import nn
 
 from .. import loading
 from ..layers.entries import put_entries_in
+from ..layers.gelu import keep_inputs
 from ..layers.read import read_again
 from ..methods.routing import TABLE, routing_of
 from ..surgery import replace, unbind, unhook
@@ -39,6 +40,7 @@ def merge(model: nn.Module) -> nn.Module:
         unbind(trunk, 'train')
         whole_backward(trunk)
         keep_blocks(trunk)
+        keep_inputs(trunk)
         uncached(trunk)
         if trunk.tuning.parts:
             restore(trunk, trunk.tuning.parts)

@@ -7,6 +7,7 @@ import re
 from torch import nn
 
 from ..layers import Emptied, FollowedLinear
+from ..layers import gelu as gelus
 from ..registry import METHODS
 from ..surgery import find, near, replace
 from ..trunks import alternatives, family_of, unused, used
@@ -183,6 +184,7 @@ class Method:
     also = ()                       # modules and parameters of the stock model that train beside, as of `tune`
     recompute = None                # the trunk's blocks are run again in backward, as of `tune`
     backward = None                 # the share of a batch's images whose gradient goes through the trunk, as of `tune`
+    gelu = None                     # what the trunk's GELUs keep for backward, as of `tune`
     refused = {}                    # family of trunks that the method cannot edit: why
     tunes_entries = False           # what it adds are entries of the trunk's own weights, at their rates
     unit = None                     # class of the equal modules that it is made of, which Pear prunes and shares
@@ -285,7 +287,7 @@ def build_method(method):
     options = dict(type=method) if isinstance(method, str) else dict(method or {})
     # every method has these, see `tune`
     also, train_input, way = options.pop('also', ()), options.pop('train_input', True), options.pop('recompute', None)
-    share = options.pop('backward', None)
+    share, gelu = options.pop('backward', None), options.pop('gelu', None)
     name = options.pop('type', None)
     if name is None:
         raise ValueError(f"no method is named in {method!r}; write method=dict(type='E3VA', rank=8)")
@@ -300,7 +302,7 @@ def build_method(method):
     unknown = [option for option in options if option not in known]
     if unknown:
         raise ValueError(f'method {name} has no option {unknown[0]!r}; it has: {", ".join(known)}')
-    method = in_part(again_by_block(beside(kind(**options), also), way), share)
+    method = in_8_bits(in_part(again_by_block(beside(kind(**options), also), way), share), gelu)
     if not choice('train_input', train_input, (True, False)):
         method.train_input = method.config['train_input'] = False
     return method
@@ -334,4 +336,14 @@ def in_part(method, share):
         if not method.backpropagates:
             raise ValueError(f'backward={share}: {type(method).__name__} backpropagates nothing through the trunk: '
                              'leave it out')
+    return method
+
+
+def in_8_bits(method, way):
+    """The method with what the trunk's GELUs keep, `gelu` of `tune`; no delta depends on it."""
+    if way is not None:
+        method.gelu = choice('gelu', way, gelus.WAYS)
+        if not method.backpropagates:
+            raise ValueError(f'gelu={way!r}: {type(method).__name__} backpropagates nothing through the trunk, whose '
+                             'GELUs keep nothing as it is: leave it out')
     return method

@@ -21,6 +21,7 @@ from tests.conftest import (
     projected,
     stir,
     tensors,
+    without_chance,
 )
 
 CHOSEN = ('full', 'lora', 'adaptformer', 'mona', 'gps', 'dmlora', 'fact_tt', 'vpt_deep', 'evp')
@@ -31,11 +32,7 @@ def made(trunk, method, **options):
     """A tuned trunk in training without DropPath and dropout, whose draws the batch's parts would not share."""
     model = build(trunk, dict(METHODS.get(method, method), **options)).train()
     stir(model)
-    for module in model.modules():
-        if type(module).__name__ in ('DropPath', 'Dropout'):
-            module.training = False
-        if isinstance(getattr(module, 'dropout', None), float):
-            module.dropout = 0.
+    without_chance(model)
     before_step(model, 0)
     return model
 
