@@ -19,7 +19,8 @@ epochs = 3
 batch = 4
 
 # ---- the task
-sweep = dict(score='coco/segm_mAP', times=100, rates=[3e-4, 1e-3, 3e-3], weight_decays=[0.01])
+sweep = dict(score='coco/segm_mAP', times=100, rates=[3e-4, 1e-3, 3e-3], weight_decays=[0.01],
+             rates_of=dict(full=[3e-5, 1e-4, 3e-4]))                    # a whole trunk takes less
 
 # ---- the segmenter
 default_scope = 'mmdet'

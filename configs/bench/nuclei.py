@@ -14,11 +14,12 @@ classes = ('background', 'nucleus')
 data_root = 'data/nuclei/'
 weights = f'{cache}/vit_s_focus.pth'
 crop = (112, 112)             # px
-epochs = 5
+epochs = 10
 batch = 4
 
 # ---- the task
-sweep = dict(score='mIoU', rates=[3e-4, 1e-3, 3e-3], weight_decays=[0.01])
+sweep = dict(score='mIoU', rates=[3e-4, 1e-3, 3e-3], weight_decays=[0.01],
+             rates_of=dict(full=[3e-5, 1e-4, 3e-4]))                    # a whole trunk takes less
 
 # ---- the segmenter
 default_scope = 'mmseg'
