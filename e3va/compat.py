@@ -38,6 +38,7 @@ def install():
     when_imported('mmpretrain.utils.dependency', leave_out_multimodal)
     when_imported('yapf.yapflib.yapf_api', format_once)
     when_imported('mmengine.config.utils', read_metafiles_once)
+    when_imported('mmengine.logging.logger', keep_debug_quiet)
 
 
 class WhenImported(MetaPathFinder):
@@ -85,6 +86,22 @@ def format_once(yapf_api):
         return kept[key]
 
     yapf_api.FormatCode = format_code
+
+
+def keep_debug_quiet(module):
+    """Have `print_log` leave out what is of level DEBUG and names no logger: mmengine prints it whatever its level.
+
+    The forks say so of a package that nobody needs, into the tables that a tool writes to a file.
+    """
+    real = module.print_log
+
+    def print_log(msg, logger=None, level=logging.INFO):
+        if logger is not None or level > logging.DEBUG:
+            real(msg, logger, level)
+
+    for place in (module, sys.modules['mmengine.logging']):             # the package may have taken it already
+        if getattr(place, 'print_log', real) is real:
+            place.print_log = print_log
 
 
 def read_metafiles_once(config_utils):

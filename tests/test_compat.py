@@ -38,6 +38,13 @@ print(*{'mmdet', 'mmseg', 'mmpretrain', 'torchvision', 'timm', 'pip'} & set(sys.
     assert run(code).split() == []
 
 
+@pytest.mark.parametrize('before', ['', 'import mmengine.logging; '])
+def test_the_forks_print_nothing_at_import(before):
+    """They tell at DEBUG, without a logger, that a package is missing, which went into tables on stdout."""
+    assert run(f"{before}import e3va, mmdet.datasets, mmseg.datasets, mmpretrain.datasets; "
+               "from mmengine.logging import print_log; print_log('heard')") == 'heard\n'
+
+
 def test_torchvision_whose_library_does_not_load_can_be_imported(tmp_path):
     """A stand-in that registers at import what torchvision 0.28 registers; torch raises for unknown operators."""
     package = tmp_path / 'torchvision'
