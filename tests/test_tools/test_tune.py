@@ -243,7 +243,7 @@ def test_predict_leaves_out_what_cannot_be_read(tmp_path, capsys):
 
 
 def test_the_ladder(tmp_path, found, monkeypatch):
-    """Less memory: first LoRA whose GELUs keep 8 bits, then with its blocks run again, then the highway, then an error that says what to give."""
+    """Less memory: LoRA with GELUs of 8 bits, then its blocks run again, then the highway, then what to give."""
     monkeypatch.syspath_prepend(str(TOOLS / 'demo'))
     import choice
     import task
