@@ -8,5 +8,4 @@
 _base_ = '../_base_/tasks/imagenet_swin_b.py'
 
 method = dict(type='E3VAMix', rank=8)
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys={'pairs': dict(lr_mult=2.)}))
 model = dict(backbone=dict(type='e3va.Tuned', trunk='SwinTransformer', method=method))
