@@ -195,13 +195,17 @@ def pair(trunk, method, stirred=False):
     return stock, alike(trunk, method, stirred)
 
 
-def without_chance(model):
-    """Take DropPath and dropout out of a model in training: two runs are to give the same."""
+def steady(trunk, method, **options):
+    """A tuned trunk in training, stirred, without DropPath and dropout, so that two runs give the same."""
+    model = build(trunk, dict(METHODS.get(method, method), **options)).train()
+    stir(model)
     for module in model.modules():
         if type(module).__name__ in ('DropPath', 'Dropout'):
             module.training = False
         if isinstance(getattr(module, 'dropout', None), float):
             module.dropout = 0.
+    before_step(model, 0)
+    return model
 
 
 def stir(model):

@@ -12,18 +12,10 @@ from torch.nn import functional as F
 import e3va
 from e3va.cost.saved import saved_bytes
 from e3va.layers.gelu import STEP, Gelu8, keep_8_bits
-from tests.conftest import METHODS, before_step, build, image, pairs, projected, stir, tensors, without_chance
+from tests.conftest import build, image, pairs, projected, steady, tensors
 
 CHOSEN = ('full', 'lora', 'adaptformer', 'gps', 'dmlora', 'vpt_deep')
 WITH = ['swin_mmdet', 'swin_timm', 'vit_mmpretrain', 'vit_timm', 'vit_sam', 'convnext_mmpretrain', 'convnext_timm']
-
-
-def made(trunk, method, **options):
-    model = build(trunk, dict(METHODS.get(method, method), **options)).train()
-    stir(model)
-    without_chance(model)
-    before_step(model, 0)
-    return model
 
 
 def saved(model, x):
@@ -80,7 +72,7 @@ def test_a_layer(layer):
 @pytest.mark.parametrize('trunk, method', pairs(WITH, CHOSEN)[::2])
 def test_on_a_trunk(trunk, method):
     """The outputs are those without; gradients have a cosine above 0.999 each, and fewer bytes are kept."""
-    plain, less = made(trunk, method), made(trunk, method, gelu='int8')
+    plain, less = steady(trunk, method), steady(trunk, method, gelu='int8')
     x = image(trunk)
     want, expected = gradients(plain, x)
     outs, found = gradients(less, x)
@@ -96,7 +88,7 @@ def test_on_a_trunk(trunk, method):
 
 def test_of_lora():
     """Three bytes fewer of each entry; blocks that run again give the same gradients."""
-    plain, less, again = (made('vit_timm', 'lora', **options) for options in (
+    plain, less, again = (steady('vit_timm', 'lora', **options) for options in (
         {}, dict(gelu='int8'), dict(gelu='int8', recompute='block')))
     x = image('vit_timm')
     entries = []                                                        # of what goes into the GELUs
@@ -110,15 +102,15 @@ def test_of_lora():
 
 def test_the_mix_has_it():
     """By default, and without a word where a trunk has no GELU; who wants torch's own says so."""
-    model = made('vit_timm', 'e3va_mix')
+    model = steady('vit_timm', 'e3va_mix')
     assert model.tuning.method.gelu == 'int8' and 'forward' in vars(model.blocks[0].mlp.act)
-    assert 'forward' not in vars(made('vit_timm', 'e3va_mix', gelu='exact').blocks[0].mlp.act)
+    assert 'forward' not in vars(steady('vit_timm', 'e3va_mix', gelu='exact').blocks[0].mlp.act)
     e3va.tune(nn.ModuleDict(dict(q=nn.Linear(4, 4))), dict(type='E3VAMix', targets='q'))
 
 
 def test_merged():
     """Nothing of it is left."""
-    model = made('vit_timm', 'lora', gelu='int8')
+    model = steady('vit_timm', 'lora', gelu='int8')
     assert 'forward' not in vars(e3va.merge(model).blocks[0].mlp.act)
 
 

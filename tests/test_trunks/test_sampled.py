@@ -11,7 +11,6 @@ from torch import nn
 import e3va
 from e3va.cost.saved import saved_bytes
 from tests.conftest import (
-    METHODS,
     before_step,
     build,
     distance,
@@ -19,22 +18,12 @@ from tests.conftest import (
     in_two_processes,
     pairs,
     projected,
-    stir,
+    steady,
     tensors,
-    without_chance,
 )
 
 CHOSEN = ('full', 'lora', 'adaptformer', 'mona', 'gps', 'dmlora', 'fact_tt', 'vpt_deep', 'evp')
 SPLIT = ['swin_mmdet', 'swin_timm', 'vit_mmpretrain', 'vit_timm', 'vit_sam', 'convnext_mmpretrain', 'convnext_timm']
-
-
-def made(trunk, method, **options):
-    """A tuned trunk in training without DropPath and dropout, whose draws the batch's parts would not share."""
-    model = build(trunk, dict(METHODS.get(method, method), **options)).train()
-    stir(model)
-    without_chance(model)
-    before_step(model, 0)
-    return model
 
 
 def drawn(model, x, u, use=slice(None)):
@@ -53,7 +42,7 @@ def drawn(model, x, u, use=slice(None)):
 @pytest.mark.parametrize('trunk, method', pairs(SPLIT, CHOSEN))
 def test_gradients(trunk, method):
     """Outputs of all images, and of the first half the gradient, twice."""
-    plain, part = made(trunk, method), made(trunk, method, backward=0.5)
+    plain, part = steady(trunk, method), steady(trunk, method, backward=0.5)
     x = image(trunk)
     want, expected = drawn(plain, x, 0., slice(1))
     found, gradients = drawn(part, x, 0.)
@@ -67,7 +56,7 @@ def test_gradients(trunk, method):
 
 def test_the_draws():
     """Of two images one in two steps, under a share of a quarter; no step leaves a parameter without gradient."""
-    model, x, seen = made('vit_timm', 'lora', backward=0.25), image('vit_timm'), []
+    model, x, seen = steady('vit_timm', 'lora', backward=0.25), image('vit_timm'), []
     for u in (0., 0.49, 0.51, 0.99):
         outs, gradients = drawn(model, x, u)
         moved = [float(value.abs().max()) > 0 for value in gradients.values()]
@@ -77,7 +66,7 @@ def test_the_draws():
 
 
 def test_the_mean_is_the_whole_gradient():
-    plain, part, x = made('vit_timm', 'lora'), made('vit_timm', 'lora', backward=0.25), image('vit_timm')
+    plain, part, x = steady('vit_timm', 'lora'), steady('vit_timm', 'lora', backward=0.25), image('vit_timm')
     want, total, order = drawn(plain, x, 0.)[1], {}, torch.tensor([1, 0])
     for images in (x, x[order]):                                        # both images stand first as often
         for u in (0.125, 0.375, 0.625, 0.875):
@@ -96,7 +85,7 @@ def test_the_mean_is_the_whole_gradient():
 def test_less_is_kept():
     """Of four images what LoRA keeps of one."""
     x = image('vit_mmpretrain', batch=4)
-    plain, part = made('vit_mmpretrain', 'lora'), made('vit_mmpretrain', 'lora', backward=0.25)
+    plain, part = steady('vit_mmpretrain', 'lora'), steady('vit_mmpretrain', 'lora', backward=0.25)
 
     def kept(model, x):                                                 # the loss keeps its weights beside
         return saved_bytes(lambda: projected(model(x)), model) - sum(out.nbytes for out in tensors(model(x)))
@@ -105,7 +94,7 @@ def test_less_is_kept():
 
 
 def test_with_recompute():
-    plain, part = made('swin_mmdet', 'lora'), made('swin_mmdet', 'lora', backward=0.5, recompute='block')
+    plain, part = steady('swin_mmdet', 'lora'), steady('swin_mmdet', 'lora', backward=0.5, recompute='block')
     x = image('swin_mmdet')
     expected, gradients = drawn(plain, x, 0., slice(1))[1], drawn(part, x, 0.)[1]
     assert all(torch.allclose(gradients[name], 2 * expected[name], rtol=1e-4, atol=1e-4) for name in expected)
@@ -113,14 +102,14 @@ def test_with_recompute():
 
 def test_outside_of_training():
     """Evaluation and a pass without gradients are the plain ones, and gradients in eval are whole."""
-    plain, part = made('vit_timm', 'lora').eval(), made('vit_timm', 'lora', backward=0.25).eval()
+    plain, part = steady('vit_timm', 'lora').eval(), steady('vit_timm', 'lora', backward=0.25).eval()
     x = image('vit_timm')
     (want, expected), (found, gradients) = drawn(plain, x, 0.), drawn(part, x, 0.)
     assert distance(want, found) == 0 and all(torch.equal(gradients[name], expected[name]) for name in expected)
 
 
 def test_copies_and_merge():
-    part, x = made('vit_timm', 'lora', backward=0.5), image('vit_timm')
+    part, x = steady('vit_timm', 'lora', backward=0.5), image('vit_timm')
     want = drawn(part, x, 0.)[1]
     for other in (copy.deepcopy(part), pickle.loads(pickle.dumps(part))):
         before_step(other, 0)
@@ -133,7 +122,7 @@ def test_copies_and_merge():
 
 
 def one_of_two(rank, folder):
-    model = made('vit_timm', 'lora', backward=0.25)
+    model = steady('vit_timm', 'lora', backward=0.25)
     ddp = nn.parallel.DistributedDataParallel(model)                    # finds no unused parameters
     with mock.patch('e3va.trunks.sampled.torch.rand', lambda size: torch.tensor(0.9 * rank)):
         projected(ddp(image('vit_timm', seed=rank))).backward()         # one image of one process, none of the other
