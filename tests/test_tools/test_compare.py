@@ -57,6 +57,30 @@ def test_fgvc_averages_are_those_in_print(tmp_path, capsys, method):
     assert float(found['mean'].strip('*')) == printed
 
 
+def test_claims(tmp_path, capsys):
+    """The standard error of a difference by hand: sqrt(1/3 + 4/3) of deviations 1 and 2; twice that tells apart."""
+    values = dict(gps=[20., 21., 22.], lora=[10., 12., 14.], full=[19., 21., 23.], e3va=[10.], fixed=[0.],
+                  pear_lora=[11., 12., 13.], vp_lora=[14., 16., 18.])
+    entries = [dict(task='mine', method=method, seed=seed, value=value)
+               for method, some in values.items() for seed, value in enumerate(some)]
+    out = run(tmp_path, capsys, entries, '--claims')
+    for line in ('| GPS | gps above lora | mine | +9.00 ± 1.29 | holds |',
+                 '| GPS | gps above full | mine | +0.00 ± 1.29 | not told apart |',
+                 '| Pear | pear_lora not below lora | mine | +0.00 ± 1.29 | not told apart, as it says |',
+                 '| Pear | pear_lora above vp_lora | mine | -4.00 ± 1.29 | does not hold |',
+                 '| E3VA | e3va above fixed | mine | +10.00 | one seed tells nothing |'):
+        assert line in out
+    assert 'dmlora' not in out
+    assert 'No rows of two methods' in run(tmp_path, capsys, entries[:3], '--claims')
+
+
+def test_the_claims_name_methods():
+    for claim in yaml.safe_load((ROOT / 'tools/analysis_tools/claims.yml').read_text()):
+        for method in (claim['method'], *claim['than']):
+            assert (ROOT / f'configs/methods/{method}.py').is_file()
+        assert claim['relation'] in ('above', 'not below')
+
+
 def test_seeds_are_averaged_first(tmp_path, capsys):
     entries = rows('fgvc', fgvc.TASKS, 'lora', [80.] * 5) + rows('fgvc', ['cub'], 'lora', [90.], seed=1)
     found = cells(run(tmp_path, capsys, entries), 'lora')

@@ -2,6 +2,7 @@ r"""Tables of results, a line a method: mean and deviation over seeds for each t
 
     python tools/analysis_tools/compare.py results.jsonl [MORE ...]
     python tools/analysis_tools/compare.py work_dirs/sweep/rows.jsonl --cost cost.json --plot choice.png
+    python tools/analysis_tools/compare.py work_dirs/sweep/rows.jsonl --claims
 
 A row is a line of JSON with `task`, `method`, `seed`, `value` and, where there are several, `split`: those of 'test'
 are taken. Tasks of VTAB-1k and FGVC (files of configs/_base_/tasks, e.g. vtab_dtd_vit_b, or without the trunk) have
@@ -12,7 +13,8 @@ that lacks tasks gets none, and what it lacks is named.
 For other tasks the average is of what a method gains, as a share of what `--one` gains over `--zero`, over the tasks
 that tell these two apart: by more than three deviations of their seeds. With the rows of cost.py for `--cost`, memory
 and time stand beside it, and `--plot` draws one against the other; what recomputes its blocks has the results of the
-method without.
+method without. `--claims` holds the rows against what the papers claim (claims.yml): two means are told apart by more
+than two standard errors of their difference.
 """
 import argparse
 import json
@@ -31,6 +33,7 @@ from e3va.datasets import fgvc, vtab
 SUITES = dict(vtab=vtab.TASKS, fgvc=fgvc.TASKS)
 TITLES = dict(vtab='VTAB-1k', fgvc='FGVC')
 PRINTED = Path(__file__).with_name('printed.yml')
+CLAIMS = Path(__file__).with_name('claims.yml')
 TRUNK = 'vit_b'                                                         # of the printed numbers
 
 
@@ -203,6 +206,37 @@ def chosen(tasks, args):
     return text
 
 
+def difference(a, b):
+    """(mean of a - mean of b, its standard error; None where one has a single seed)."""
+    spread = (stdev(a) ** 2 / len(a) + stdev(b) ** 2 / len(b)) ** 0.5 if min(len(a), len(b)) > 1 else None
+    return mean(a) - mean(b), spread
+
+
+def verdict(relation, gain, error):
+    if error is None:
+        return 'one seed tells nothing'
+    if gain < -2 * error:
+        return 'does not hold'
+    if gain > 2 * error:
+        return 'holds'
+    return 'not told apart, as it says' if relation == 'not below' else 'not told apart'
+
+
+def claims(tasks):
+    """Text: each claim that rows can be held against, a line a task."""
+    lines = ['| paper | claim | task | difference | |', '| --- | --- | --- | --- | --- |']
+    for claim in yaml.safe_load(CLAIMS.read_text()):
+        for other in claim['than']:
+            for task, methods in sorted(tasks.items()):
+                if {claim['method'], other} <= set(methods):
+                    gain, error = difference(*(list(methods[name].values()) for name in (claim['method'], other)))
+                    cells = [claim['paper'], f'{claim["method"]} {claim["relation"]} {other}', task,
+                             f'{gain:+.2f}' + ('' if error is None else f' ± {error:.2f}'),
+                             verdict(claim['relation'], gain, error)]
+                    lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines) if lines[2:] else 'No rows of two methods of which a paper says which is better.'
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('files', nargs='+', metavar='FILE', help='JSON lines')
@@ -210,6 +244,7 @@ def main(argv=None):
     parser.add_argument('--one', default='lora', metavar='METHOD', help='gains all of it (default: %(default)s)')
     parser.add_argument('--cost', metavar='ROWS.json', help='what cost.py wrote with --out')
     parser.add_argument('--plot', metavar='CHOICE.png', help='draw the gain against memory and time of --cost')
+    parser.add_argument('--claims', action='store_true', help="hold the rows against the papers' claims")
     args = parser.parse_args(argv)
     if args.plot and not args.cost:
         parser.error('--plot draws against memory and time: give --cost too')
@@ -218,6 +253,8 @@ def main(argv=None):
             methods = dict.fromkeys(method for values in tasks.values() for method in values)
             beside = printed(suite, methods) if trunk in ('', TRUNK) else ()
             text = table(suite, tasks, beside=beside) if suite else chosen(tasks, args)
+            if args.claims:
+                text += f'\n\n{claims(tasks)}'
             print(f'{TITLES.get(suite, "Tasks")}{", " * bool(trunk)}{trunk}\n\n{text}\n')
 
 
