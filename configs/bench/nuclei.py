@@ -14,7 +14,7 @@ classes = ('background', 'nucleus')
 data_root = 'data/nuclei/'
 weights = f'{cache}/vit_s_focus.pth'
 crop = (112, 112)             # px
-epochs = 10
+epochs = 5
 batch = 4
 
 # ---- the task
