@@ -8,6 +8,8 @@ import argparse
 import contextlib
 import json
 import sys
+import tempfile
+from collections import Counter
 from pathlib import Path
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -38,7 +40,7 @@ def predict(args):
     for path, option in ((delta, 'DELTA'), (config, '--config')):
         if not path.is_file():
             raise ValueError(f'{option}: there is no file {path}')
-    files, left, results = [], [], {}
+    files, left, results, names = [], [], {}, Counter()
     for given in map(Path, args.images):
         found = [given]
         if given.is_dir():
@@ -54,7 +56,11 @@ def predict(args):
             if not readable(path):
                 left.append(path)
                 continue
-            results[str(path)] = one(scope, model, path, Path(args.out))
+            with tempfile.TemporaryDirectory(dir=args.out) as part:
+                results[str(path)] = one(scope, model, path, Path(part))
+                names[path.stem] += 1                                   # of one name in several folders: 1, 1_2, 1_3
+                name = path.stem if names[path.stem] == 1 else f'{path.stem}_{names[path.stem]}'
+                results[str(path)].update(moved(Path(part), Path(args.out), name))
     write(Path(args.out) / 'results.json', json.dumps(results, indent=1))
     print(f'{len(results)} images: {args.out}/results.json and pictures beside it')
     for path in left:
@@ -62,11 +68,22 @@ def predict(args):
 
 
 def readable(path):
-    from PIL import Image
-    with contextlib.suppress(OSError, ValueError, Image.DecompressionBombError), Image.open(path) as image:
-        image.load()
-        return True
+    import cv2
+    import mmcv
+    with contextlib.suppress(OSError, cv2.error):
+        return mmcv.imread(path) is not None
     return False
+
+
+def moved(part, out, name):
+    """What was written for one image goes to `out`, by its `name`; {'picture' or 'map': its place there}."""
+    places = {}
+    for file in [path for path in part.rglob('*') if path.is_file()]:
+        place = (file.relative_to(part).parent / name).as_posix() + file.suffix
+        (out / place).parent.mkdir(exist_ok=True)
+        file.replace(out / place)
+        places['map' if file.parent.name == 'pred' else 'picture'] = place
+    return places
 
 
 def inferencer(scope, config, weights):
@@ -89,8 +106,7 @@ def one(scope, model, path, out):
         drawn = model(str(path), out_dir=str(out))['predictions']
         labels, counts = np.unique(drawn, return_counts=True)
         names = model.model.dataset_meta['classes']
-        return dict(map=f'pred/{path.stem}.png',
-                    shares={names[label]: round(count / drawn.size, 4) for label, count in zip(labels, counts)})
+        return dict(shares={names[label]: round(count / drawn.size, 4) for label, count in zip(labels, counts)})
     found = model(str(path), show_dir=str(out))[0]
     return dict(label=int(found['pred_label']), name=found.get('pred_class'), score=float(found['pred_score']))
 
