@@ -15,6 +15,7 @@ import contextlib
 import shlex
 import statistics
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def main(argv=None):
 
 def tune(args):
     from rich.console import Console
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True, markup=False, emoji=False)
     from found import find
     found = find(args.data, args.task)
     data = rows(found)
@@ -80,8 +81,8 @@ def tune(args):
         place = prepare_data(found, cache_folder() / 'tune')
         cfg, why = configure(args, found, place, out, console)
         if args.plan:
-            console.print(f'train it: the same command without --plan, or python tools/train.py {out / "config.py"}\n'
-                          f'compare methods: python tools/sweep.py {task_file(out, found)} --methods fixed,lora,e3va')
+            console.print(f'train it: the same command without --plan, or {command("train.py", out / "config.py")}\n'
+                          f'compare methods: {command("sweep.py", task_file(out, found))} --methods fixed,lora,e3va')
             return
         console.print(f'log: {out / "log.txt"}; what the model says so far: {out}/now_*.jpg')
         with open(out / 'log.txt', 'a') as log:                          # loggers keep it: one file for all that comes
@@ -101,10 +102,7 @@ def rows(found):
         if not items:
             continue
         widths, heights = zip(*(item.size for item in items))
-        if items[0].boxes is not None:
-            counts = Counter(box['label'] for item in items for box in item.boxes)
-        else:
-            counts = Counter(item.label for item in items if item.label is not None)
+        counts = labels(items)
         balance = ', '.join(f'{found.classes[label]} {count:,}' for label, count in counts.most_common(8))
         more = len(counts) - 8
         out.append((split, f'{len(items):,}', *([f'{sum(counts.values()):,}'] if items[0].boxes is not None else []),
@@ -112,6 +110,12 @@ def rows(found):
                     f'{statistics.median(widths):g}x{statistics.median(heights):g}',
                     (balance + (f', {more} more' if more > 0 else '')) or ', '.join(found.classes[:8])))
     return out
+
+
+def labels(items):
+    """{class's index: how many objects, or images}; objects to be ignored are not counted."""
+    return Counter(box['label'] for item in items for box in item.boxes or () if not box['crowd']) + Counter(
+        item.label for item in items if item.label is not None)
 
 
 def show_data(console, found, data):
@@ -125,10 +129,12 @@ def show_data(console, found, data):
     console.print(table, soft_wrap=False)
     for what, places in found.wrong.items():
         console.print(f'{len(places)} x {what}: {places[0]}' + (', ...' if len(places) > 1 else ''))
-    used = Counter(box['label'] for item in found.split('train') for box in item.boxes or ())
-    none = [name for label, name in enumerate(found.classes) if found.items[0].boxes is not None and not used[label]]
+    used = labels(found.split('train'))
+    none = [name for label, name in enumerate(found.classes) if found.task != 'semantic' and not used[label]]
     if none:
-        console.print(f'no training object of {", ".join(none)}: the model will not find them')
+        console.print(f'nothing to train with of {", ".join(none)}: the model will not find them')
+    if found.task in ('detection', 'instance') and not labels(found.split('val')):
+        console.print('no object in val: its score will say nothing')
 
 
 # ---- what is chosen, once
@@ -157,20 +163,26 @@ def configure(args, found, place, out, console):
         from fetch import cache_folder
         trunk['weights'] = prepare_weights(cache_folder(), console.print)
     console.print('choosing by the memory plan and a timed step ...')
+    warnings.simplefilter('ignore')                                     # what the libraries deprecate in one another
     choice = choose(found, place, trunk, args, lambda text: console.print(f'  {text}'))
     spec, = parse_method(choice.method)
     stock = config(found, place, choice.size, choice.batch, choice.epochs, trunk)
     task = task_file(out, found)
     write(task, f'# {found.task} of {len(found.classes)} classes, as config.py here but for a method, written by '
-                f'tools/tune.py. Compare methods:\n# python tools/sweep.py {task} --methods fixed,lora,e3va --tune\n\n'
+                f'tools/tune.py. Compare methods:\n# {command("sweep.py", task)} --methods fixed,lora,e3va --tune\n\n'
                 f'{stock.pretty_text}')
     cfg = apply_method(stock, spec.method)
     cfg.pop('sweep')
     head = [f'# {found.task} of {len(found.classes)} classes, written by tools/tune.py. Edit it and run: '
-            f'python tools/train.py {file}', mark, '#', *(f'# {line}' for line in choice.why)]
+            f'{command("train.py", file)}', mark, '#', *(f'# {line}' for line in choice.why)]
     write(file, '\n'.join(head) + '\n\n' + cfg.pretty_text)
     console.print(f'config: {file}')
     return Config.fromfile(file), choice.why
+
+
+def command(tool, *words):
+    """A line for a shell, whatever a path's name has in it."""
+    return shlex.join(['python', f'tools/{tool}', *map(str, words)])
 
 
 def task_file(out, found):
@@ -228,10 +240,10 @@ def finish(runner, cfg, out, found, data, why, console):
     for i in (*worst, *best):
         pictures[i] = out / f'image_{i}.jpg'
         show.paint_beside(runner.visualizer, samples[i], show.truth_of(dataset, i), pictures[i], found.classes)
-    line = shlex.join(['python', 'tools/predict.py', str(delta), 'IMAGES', '--out', 'FOLDER'])
+    line = command('predict.py', delta, 'IMAGES', '--out', 'FOLDER')
     use = [('On images, from a shell:', line),
            ('In Python:', PYTHON[cfg.default_scope].format(config=out / 'config.py', delta=delta)),
-           ('Train it again, after an edit:', f'python tools/train.py {out / "config.py"}')]
+           ('Train it again, after an edit:', command('train.py', out / 'config.py'))]
     sides = '' if found.task == 'classification' else 'truth and prediction, '
     texts = {i: f'{Path(samples[i].img_path).name}: {sides}{goods[i]:.2f}' for i in pictures}
     title, drawn = f'{found.folder.name}: {found.task}', page.curves(out / 'run', score, times)

@@ -164,11 +164,165 @@ def test_broken_files_are_counted_and_left_out(tmp_path, found):
     assert boxes[2][0]['box'] == [70, 50, 10, 10] and boxes[3] == boxes[4] == boxes[5] == []
 
 
+def test_names_as_they_come(tmp_path, found):
+    """Dots and accents in names, upper-case suffixes, marks at the start of files, \\r\\n, no line end at the end."""
+    as_yolo(tmp_path / 'yolo', 12, '')
+    for path in [*tmp_path.glob('yolo/images/*'), *tmp_path.glob('yolo/labels/*')]:
+        path.rename(path.with_name(f'e\u0301te test_jpg.rf.{path.stem}{path.suffix.upper()}'))
+    for path in tmp_path.glob('yolo/labels/*'):
+        path.rename(path.with_name(path.name.replace('e\u0301', '\u00e9')))
+    label = next(tmp_path.glob('yolo/labels/*'))
+    label.write_bytes(b'\xef\xbb\xbf' + label.read_bytes().replace(b'\n', b'\r\n') + b'\r\n')
+    (tmp_path / 'yolo/data.yaml').unlink()
+    (tmp_path / 'yolo/classes.txt').write_bytes(b'red\r\norange')
+    got = found.find(tmp_path / 'yolo')
+    assert (got.classes, got.wrong, got.made) == (['red', 'orange'], {}, True) and len(got.items) == 12
+    assert all(len(item.boxes) == 1 for item in got.items)
+    as_coco(tmp_path / 'coco')
+    content = (tmp_path / 'coco/boxes.json').read_bytes()
+    (tmp_path / 'coco/boxes.json').unlink()
+    (tmp_path / 'coco/boxes.JSON').write_bytes(b'\xef\xbb\xbf' + content)
+    assert found.find(tmp_path / 'coco').format == 'COCO'
+    as_voc(tmp_path / 'voc')
+    for path in tmp_path.glob('voc/Annotations/*'):
+        path.rename(path.with_suffix('.XML'))
+    assert len(found.find(tmp_path / 'voc').items) == 20
+
+
+def test_one_name_in_two_folders(tmp_path, found):
+    """The split of the annotations decides; where nothing does the image is left out."""
+    for split in ('train', 'val'):
+        as_coco(tmp_path / split, 6)
+        (tmp_path / 'sets/annotations').mkdir(parents=True, exist_ok=True)
+        (tmp_path / split / 'boxes.json').rename(tmp_path / f'sets/annotations/instances_{split}.json')
+        (tmp_path / split / 'pictures').rename(tmp_path / f'sets/{split}')
+    got = found.find(tmp_path / 'sets')
+    assert got.wrong == {} and all(item.image.parent.name == item.split for item in got.items)
+    (tmp_path / 'sets/annotations/instances_val.json').unlink()
+    (tmp_path / 'sets/annotations/instances_train.json').rename(tmp_path / 'sets/annotations/all.json')
+    with pytest.raises(ValueError, match=r'no usable image for train; several images of one name: 6 \(e.g. 0.png'):
+        found.find(tmp_path / 'sets')
+
+
+def test_unreadable_annotations_are_no_images_without_objects(tmp_path, found):
+    as_yolo(tmp_path / 'data', 20, '')
+    (tmp_path / 'data/labels/3.txt').write_text('0 0.5 half 0.1 0.1\n')
+    (tmp_path / 'data/labels/4.txt').write_text('-1 0.5 0.5 0.1 0.1\n')
+    (tmp_path / 'data/labels/5.txt').unlink()
+    (tmp_path / 'data/a.yaml').write_text('names: [')
+    got = found.find(tmp_path / 'data')
+    assert {what: len(places) for what, places in got.wrong.items()} == {
+        "line that is not YOLO's, image left out": 2, 'image left out, nothing says what is on it': 2,
+        'image without a .txt, taken as one without objects': 1, 'unreadable YAML': 1}
+    assert len(got.items) == 18 and got.classes == ['red', 'orange']
+    as_coco(tmp_path / 'coco')
+    (tmp_path / 'coco/boxes.json').write_text('{')
+    with pytest.raises(ValueError, match='nothing that says what is on them: .*; unreadable JSON: 1'):
+        found.find(tmp_path / 'coco')
+
+
+def test_turned_by_exif_or_of_another_size(tmp_path, found):
+    """Sizes are those that training reads, turned as EXIF says; boxes of another size than that are not used."""
+    as_coco(tmp_path / 'data', 30)
+    turn = Image.Exif()
+    turn[0x112] = 6
+    for i in (1, 2):
+        Image.open(tmp_path / f'data/pictures/{i}.png').rotate(90, expand=True).save(
+            tmp_path / f'data/pictures/{i}.jpg', exif=turn)
+        (tmp_path / f'data/pictures/{i}.png').unlink()
+    content = json.loads((tmp_path / 'data/boxes.json').read_text())
+    content['images'][2].update(width=60, height=80)                    # as it is stored
+    content['images'][3].update(width=160, height=120)
+    content['annotations'][4]['bbox'] = [None] * 4
+    (tmp_path / 'data/boxes.json').write_text(json.dumps(content))
+    picture(tmp_path / 'data/more.png', 99)
+    Image.fromarray(np.full((60, 80), 400, np.uint16)).save(tmp_path / 'data/pictures/5.png')
+    got = found.find(tmp_path / 'data')
+    assert {what: len(places) for what, places in got.wrong.items()} == {
+        'box without a class or corners': 1, 'image left out, nothing says what is on it': 1,
+        'image of another size than its annotation says, left out': 2,
+        'image nearly black as it is read (12 of 16 bits?)': 1}
+    assert {item.image.stem: item.size for item in got.items}['1'] == (80, 60) and len(got.items) == 28
+
+
+def test_outlines_that_cannot_be_drawn(tmp_path, found):
+    as_coco(tmp_path / 'data', 30)
+    content = json.loads((tmp_path / 'data/boxes.json').read_text())
+    bare, = content['annotations'][0]['segmentation']
+    outlines = [bare, [[4, 5]], [], dict(size=[60, 80], counts=[0, 4800]), dict(size=[6, 8], counts=[0, 48]),
+                dict(size=[60, 80], counts=[5])]
+    for i, outline in enumerate(outlines):
+        content['annotations'][i]['segmentation'] = outline
+    (tmp_path / 'data/boxes.json').write_text(json.dumps(content))
+    got = found.find(tmp_path / 'data', 'instance')
+    given = {int(item.image.stem): item.boxes[0]['outline'] for item in got.items}
+    assert [given[i] for i in range(6)] == [[bare], None, None, outlines[3], None, None]
+    assert {what: len(places) for what, places in got.wrong.items()} == {
+        'object without an outline that can be drawn, its box is taken': 4}
+
+
+@pytest.mark.parametrize('values, names, want', [
+    ((0, 255), 'ground\nred', {0: 'ground', 255: 'red'}), ((0, 255), 'red', {0: 'background', 255: 'red'}),
+    ((0, 3), 'ground\nred\norange\nblue\n', {0: 'ground', 3: 'blue'}),
+    ((1, 2), 'red\norange', {1: 'red', 2: 'orange'}),
+    ((0, 128, 255), 'ground\nred\norange', {0: 'ground', 128: 'red', 255: 'orange'}),
+    ((0, 1, 255), 'ground\nred\norange', {0: 'ground', 1: 'red'}),
+    ((0, 7, 9), 'a\nb', {0: 'background', 7: 'a', 9: 'b'}),
+    ((0, 7), 'a\nb\nc\nd', {0: 'value 0', 7: 'value 7'})])
+def test_names_of_values(tmp_path, found, values, names, want):
+    as_masks(tmp_path / 'data', 20, values)
+    (tmp_path / 'data/classes.txt').write_text(names)
+    got = found.find(tmp_path / 'data')
+    assert dict(zip(got.values, got.classes)) == want
+    said = 'value 255 in the masks: taken as "nothing is said here"'
+    assert (said in got.wrong) == (255 in values and 255 not in want)
+
+
+def test_values_are_those_of_masks_that_are_used(tmp_path, found):
+    """A mask of another size, a coloured one and one of 1 bit add none; each is told of once."""
+    as_masks(tmp_path / 'data', 20)
+    masks = tmp_path / 'data/masks'
+    Image.fromarray(np.arange(200, dtype=np.uint8)[None]).save(masks / '0.png')
+    Image.open(masks / '1.png').convert('RGB').save(masks / '1.png')
+    Image.open(masks / '2.png').convert('1').save(masks / '2.png')
+    got = found.find(tmp_path / 'data')
+    assert got.values == [0, 255] and len(got.items) == 18 and {what: len(places) for what, places in got.wrong.items()
+                                                                } == {'mask of another size than its image': 1,
+                                                                      'mask of mode RGB, not of one value a pixel': 1}
+    as_masks(tmp_path / 'soft', 20, values=range(100))
+    assert 'more values (21) than masks: are their edges smoothed?' in found.find(tmp_path / 'soft').wrong
+
+
+def test_a_mask_that_is_drawn_again_is_other_data(tmp_path, found):
+    import task
+    as_masks(tmp_path / 'data')
+    place = task.prepare_data(found.find(tmp_path / 'data'), tmp_path / 'cache')
+    mask = np.asarray(Image.open(tmp_path / 'data/masks/3.png')).copy()
+    mask[:9] = 255
+    Image.fromarray(mask).save(tmp_path / 'data/masks/3.png')
+    assert task.prepare_data(found.find(tmp_path / 'data'), tmp_path / 'cache') != place
+
+
+def test_what_is_said_of_classes(tmp_path, capsys):
+    """Names with brackets as they are; classes that nothing trains; images beside the classes' folders; one twice."""
+    as_folders(tmp_path / 'data', 20, 'train/')
+    as_folders(tmp_path / 'data', 8, 'val/')
+    picture(tmp_path / 'data/val/blue [old]/1.png', 90)
+    picture(tmp_path / 'data/val/2.png', 91)
+    picture(tmp_path / 'data/more/red/3.png', 92)
+    tune.main([str(tmp_path / 'data'), '--look'])
+    said = capsys.readouterr().out
+    assert 'nothing to train with of blue [old]: the model will not find them' in said
+    assert '1 x image left out, nothing says what is on it: ' in said
+    assert '1 x class with folders in several places, taken as one: red' in said
+
+
 @pytest.mark.parametrize('write, options, says', [
     (None, ['gone'], 'there is no folder'), (lambda folder: folder.mkdir(), [], 'holds no image'),
     (lambda folder: picture(folder / 'one.png', 0), [], 'holds 1 images and nothing that says what is on them'),
     (as_voc, ['--task', 'semantic'], 'has nothing for semantic: it is Pascal VOC, for detection'),
     (lambda folder: as_coco(folder, outlines=False), ['--task', 'instance'], 'it is COCO, for detection'),
+    (lambda file: file.write_bytes(b'PK'), [], 'is a file: give the folder that it lies in, or unpack it'),
     (as_folders, ['--hours', '0'], '--hours takes a number above 0'), (as_folders, ['--trunk', 'vit'], 'go together')])
 def test_wrong_input_is_one_line(tmp_path, capsys, write, options, says):
     data = tmp_path / 'data'
@@ -213,11 +367,14 @@ def test_a_run(tmp_path, monkeypatch, capsys, weights, write, task):
     tune.main(command)                                                  # all is there: scored again, not trained
     assert 'goes on with out/config.py' in capsys.readouterr().out and 'Epoch(train)' not in Path(
         'out/log.txt').read_text()[steps:]
-    image = next(Path('data').rglob('0.png'))
-    predict.main(['out/delta.safetensors', str(image), '--out', 'found'])
+    image, other = next(Path('data').rglob('0.png')), Path('other/0.png')
+    picture(other, 70)
+    predict.main(['out/delta.safetensors', str(image), 'other', '--out', 'found'])
     results = json.loads(Path('found/results.json').read_text())
-    assert list(results) == [str(image)] and results[str(image)]
-    assert list(Path('found').rglob('*.png')) + list(Path('found').rglob('*.jpg'))
+    assert list(results) == [str(image), str(other)]
+    for name in ('picture', *['map'] * (task == 'semantic')):           # two files of one name have each their own
+        places = {told[name] for told in results.values()}
+        assert len(places) == 2 and all(Path('found', place).is_file() for place in places)
     with e3va.serve.Server() as server:                                 # by the delta alone
         server.add('mine', 'out/delta.safetensors')
         sample = server(str(image), 'mine')

@@ -8,11 +8,14 @@ import dataclasses
 import hashlib
 import json
 import re
+import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
 
+import cv2
+import mmcv
 import numpy as np
 import yaml
 from PIL import Image
@@ -22,6 +25,7 @@ SPLITS = dict(train=('train', 'training'), val=('val', 'valid', 'validation', 'd
 TASKS = ('detection', 'instance', 'semantic', 'classification')
 SHARES = dict(train=0.7, val=0.85, test=1.)             # up to which of 0 to 1 a hash belongs to a split
 IGNORED = 255                                           # a mask's value where nothing is said
+DARK = 32                                               # an image of no brighter pixel shows nothing to a model
 
 
 @dataclasses.dataclass
@@ -35,7 +39,8 @@ class Item:
             segmentation) where there is one.
         mask: of a semantic set: the file of the mask.
         label: of a classification set: the class's index.
-        size: (width, height) in px; None until it was looked at, and where the image cannot be read.
+        told: (width, height) that the annotation says, or None.
+        size: (width, height) in px, turned as EXIF says; None until it was looked at, and where it cannot be read.
     """
 
     image: Path
@@ -43,6 +48,7 @@ class Item:
     boxes: list = None
     mask: Path = None
     label: int = None
+    told: tuple = None
     size: tuple = None
 
 
@@ -73,6 +79,8 @@ def find(folder, task=None):
         ValueError: no folder, no known format, a task that the format has no truth for, a split without images.
     """
     folder = Path(folder).expanduser().resolve()
+    if folder.is_file():
+        raise ValueError(f'{folder} is a file: give the folder that it lies in, or unpack it')
     if not folder.is_dir():
         raise ValueError(f'there is no folder {folder}')
     paths = sorted(path for path in folder.rglob('*') if path.is_file() and not any(
@@ -81,28 +89,34 @@ def find(folder, task=None):
     if not images:
         raise ValueError(f'{folder} holds no image ({", ".join(IMAGES)})')
     others = {}                                                         # formats that are there and for other tasks
+    unread = {}                                                         # and what keeps files from being one
     for read in (coco, voc, yolo, masks, folders):
-        wrong = {}
+        wrong = dict(unread)
         read_as = read(folder, paths, images, wrong)
         if read_as and task in (None, *read_as[1]):
-            kind, can, classes, items, *values = read_as
+            kind, can, classes, items = read_as
             break
         if read_as:
             others[read_as[0]] = ' and '.join(read_as[1])
+        else:
+            unread = wrong
     else:
         if others:
             raise ValueError(f'{folder} has nothing for {task}: it is '
                              + ', '.join(f'{kind}, for {tasks}' for kind, tasks in others.items()))
         raise ValueError(f'{folder} holds {len(images)} images and nothing that says what is on them: no COCO .json, '
                          'no VOC .xml, no YOLO .txt, no folder of masks (masks/, labels/, annotations/), no folder per '
-                         'class')
-    found = Found(folder, kind, task or can[0], classes, items, wrong, *values)
+                         f'class{"; " * bool(unread)}{complaints(unread)}')
+    found = Found(folder, kind, task or can[0], classes, items, wrong)
+    named = {str(path) for item in items for path in (item.image, item.mask)}.union(*wrong.values())
+    for path in images:
+        if str(path) not in named:
+            note(wrong, 'image left out, nothing says what is on it', path)
     look(found)
     make_splits(found)
     for name in ('train', 'val'):
         if not found.split(name):
-            raise ValueError(f'{folder}: no usable image for {name}; {complaints(found) or "give more images"}'
-                             )
+            raise ValueError(f'{folder}: no usable image for {name}; {complaints(found.wrong) or "give more images"}')
     return found
 
 
@@ -110,8 +124,18 @@ def note(wrong, what, where):
     wrong.setdefault(what, []).append(str(where))
 
 
-def complaints(found):
-    return '; '.join(f'{what}: {len(places)} (e.g. {places[0]})' for what, places in found.wrong.items())
+def complaints(wrong):
+    return '; '.join(f'{what}: {len(places)} (e.g. {places[0]})' for what, places in wrong.items())
+
+
+def lines_of(path):
+    """The lines of a text file, of UTF-8 with or without a mark or else of Latin-1, empty ones at its end left out."""
+    content = path.read_bytes()
+    try:
+        text = content.decode('utf-8-sig')
+    except UnicodeDecodeError:
+        text = content.decode('latin-1')
+    return [line.strip() for line in text.rstrip().splitlines()]
 
 
 def split_of(path, folder):
@@ -127,32 +151,51 @@ def split_of(path, folder):
 class Index:
     """Images by what annotations call them: a path's end, else the stem, where that is one image's alone."""
 
-    def __init__(self, images):
-        self.names, self.stems = {}, {}
+    def __init__(self, folder, images):
+        self.folder, self.names, self.stems = folder, {}, {}
         for path in images:
-            self.names.setdefault(path.name, []).append(path)
-            self.stems.setdefault(path.stem, []).append(path)
+            self.names.setdefault(composed(path.name), []).append(path)
+            self.stems.setdefault(composed(path.stem), []).append(path)
 
-    def find(self, name, near=None):
-        """The image of a name like `train2017/1.jpg`; of several the one whose path has most in common with `near`."""
-        parts = Path(str(name).replace('\\', '/')).parts
-        found = self.names.get(parts[-1], []) if parts else []
-        ends = [path for path in found if path.parts[-len(parts):] == parts]
-        found = ends or found or (self.stems.get(Path(parts[-1]).stem, []) if parts else [])
-        if len(found) > 1 and near:
-            found = [max(found, key=lambda path: len(set(path.parts) & set(Path(near).parts)))]
-        return found[0] if len(found) == 1 else None
+    def find(self, names, near, wrong, lacking='image not there'):
+        """The image of the first of `names` that is there, like `train2017/1.jpg`.
+
+        Of several it is the one of the split of the file `near`, then the one whose path has most in common with that;
+        None, and a note, where several are as near, or none is there (`lacking`).
+        """
+        found = next(filter(None, map(self.called, names)), [])
+        nearness = [(split_of(path.parent, self.folder) == split_of(near, self.folder),
+                     len(set(path.parts) & set(near.parts))) for path in found]
+        nearest = [path for path, value in zip(found, nearness) if value == max(nearness)]
+        if len(nearest) == 1:
+            return nearest[0]
+        note(wrong, 'several images of one name' if found else lacking, f'{names[0]} ({near})')
+        return None
+
+    def called(self, name):
+        parts = Path(composed(str(name).replace('\\', '/'))).parts
+        if not parts:
+            return []
+        found = self.names.get(parts[-1], [])
+        ends = [path for path in found if Path(composed(path)).parts[-len(parts):] == parts]
+        known = Path(parts[-1]).suffix.lower() in IMAGES                # `scan.01` is a whole stem
+        return ends or found or self.stems.get(Path(parts[-1]).stem if known else parts[-1], [])
 
 
-# ---- the formats: each gives (name, tasks, classes, items) and of masks their values, or None
+def composed(name):
+    """A letter and its accent as one character: macOS writes them as two into file names."""
+    return unicodedata.normalize('NFC', str(name))
+
+
+# ---- the formats: each gives (name, tasks, classes, items), or None
 
 def coco(folder, paths, images, wrong):
     """JSON files with `images`, `annotations` and `categories`; one a split, or one for all."""
     contents = {}
     for path in paths:
-        if path.suffix == '.json':
+        if path.suffix.lower() == '.json':
             try:
-                content = json.loads(path.read_text())
+                content = json.loads(path.read_bytes())
             except ValueError:
                 note(wrong, 'unreadable JSON', path)
                 continue
@@ -161,7 +204,7 @@ def coco(folder, paths, images, wrong):
                     contents[path] = content
     if not contents:
         return None
-    index, items, classes = Index(images), [], []
+    index, items, classes = Index(folder, images), [], []
     for content in contents.values():
         classes += [str(item['name']) for item in content['categories'] if str(item['name']) not in classes]
     outlines = False
@@ -171,46 +214,48 @@ def coco(folder, paths, images, wrong):
         for item in content['annotations']:
             of.setdefault(item.get('image_id'), []).append(item)
         for entry in content['images']:
-            image = index.find(entry.get('file_name', ''), path)
+            image = index.find([entry.get('file_name', '')], path, wrong)
             if image is None:
-                note(wrong, 'image not there', entry.get('file_name'))
                 continue
-            item = Item(image, split_of(path, folder), boxes=[])
+            item = Item(image, split_of(path, folder), boxes=[], told=(entry.get('width'), entry.get('height')))
             for given in of.get(entry.get('id'), []):
-                if given.get('category_id') not in names or len(given.get('bbox') or ()) != 4:
+                try:
+                    left, top, width, height = map(float, given.get('bbox') or ())
+                    label = classes.index(names[given.get('category_id')])
+                except (KeyError, TypeError, ValueError):
                     note(wrong, 'box without a class or corners', image)
                     continue
                 outlines |= bool(given.get('segmentation'))
-                item.boxes.append(dict(
-                    label=classes.index(names[given['category_id']]), box=[float(value) for value in given['bbox']],
-                    crowd=bool(given.get('iscrowd')), outline=given.get('segmentation')))
+                item.boxes.append(dict(label=label, box=[left, top, width, height], crowd=bool(given.get('iscrowd')),
+                                       outline=given.get('segmentation')))
             items.append(item)
     return 'COCO', ('detection', 'instance') if outlines else ('detection', ), classes, items
 
 
 def voc(folder, paths, images, wrong):
     """An XML file an image; `ImageSets/Main/*.txt` say the splits, else folders."""
-    files = [path for path in paths if path.suffix == '.xml']
-    lists = {path.stem: set(line.split()[0] for line in path.read_text().splitlines() if line.strip())
+    files = [path for path in paths if path.suffix.lower() == '.xml']
+    lists = {path.stem: set(line.split()[0] for line in lines_of(path) if line)
              for path in paths if path.suffix == '.txt' and path.parent.name == 'Main' and path.stem in SPLITS}
-    index, items, names = Index(images), [], []
+    index, items, names = Index(folder, images), [], []
     for path in files:
         try:
             root = ElementTree.parse(path).getroot()
             objects = [(item.findtext('name').strip(), item.findtext('difficult', '0').strip() == '1',
                         [float(item.findtext(f'bndbox/{side}')) for side in ('xmin', 'ymin', 'xmax', 'ymax')])
                        for item in root.iter('object')]
+            told = [float(root.findtext(f'size/{side}') or 0) for side in ('width', 'height')]
         except (ElementTree.ParseError, TypeError, ValueError, AttributeError):
             note(wrong, 'unreadable XML', path)
             continue
-        image = index.find(path.stem, path) or index.find(root.findtext('filename', '').strip(), path)
+        image = index.find([path.stem, root.findtext('filename', '').strip()], path, wrong)
         if image is None:
-            note(wrong, 'image not there', path)
             continue
         split = next((split for split, stems in lists.items() if path.stem in stems), None)
         if lists and split is None:
+            note(wrong, 'image in no list of ImageSets/Main', image)
             continue
-        item = Item(image, split or split_of(path, folder), boxes=[])
+        item = Item(image, split or split_of(path.parent, folder), boxes=[], told=told)
         for name, difficult, (left, top, right, bottom) in objects:
             names.append(name)
             item.boxes.append(dict(label=name, box=[left - 1, top - 1, right - left, bottom - top], crowd=difficult))
@@ -226,47 +271,53 @@ def voc(folder, paths, images, wrong):
 
 def yolo(folder, paths, images, wrong):
     """A txt file an image: `class x y width height` as shares of the image, or a class and an outline."""
-    index, items, most, outlines = Index(images), [], -1, False
-    stems = {path.stem for path in images}
-    files = [path for path in paths if path.suffix == '.txt' and path.stem in stems]
+    index, items, most, outlines = Index(folder, images), [], -1, False
+    stems = {composed(path.stem) for path in images}
+    files = [path for path in paths if path.suffix.lower() == '.txt' and composed(path.stem) in stems]
     for path in files:
-        image, item = index.find(path.stem, path), Item(None, split_of(path, folder), boxes=[])
+        image = index.find([path.stem], path, wrong)
         if image is None:
-            note(wrong, 'several images of one name', path)
             continue
-        item.image = image
+        item = Item(image, split_of(path.parent, folder), boxes=[])
         try:
-            for line in path.read_text().splitlines():
+            for line in filter(None, lines_of(path)):
                 label, *numbers = line.split()
-                numbers = [float(number) for number in numbers]
-                if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
+                label, numbers = int(label), [float(number) for number in numbers]
+                if label < 0 or len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
                     raise ValueError(line)
-                most = max(most, int(label))
-                outlines |= len(numbers) > 4
-                item.boxes.append(dict(label=int(label), shares=numbers, crowd=False))
+                item.boxes.append(dict(label=label, shares=numbers, crowd=False))
         except ValueError:
-            note(wrong, 'unreadable line', path)
+            note(wrong, 'line that is not YOLO\'s, image left out', path)
             continue
+        most = max([most, *(box['label'] for box in item.boxes)])
+        outlines |= any(len(box['shares']) > 4 for box in item.boxes)
         items.append(item)
     if not any(item.boxes for item in items):
         return None
-    labelled = {item.image for item in items}
-    items += [Item(path, split_of(path, folder), boxes=[]) for path in images if path not in labelled]
-    names = yolo_names(paths)
+    labelled = {composed(path.stem) for path in files}
+    for path in images:
+        if composed(path.stem) not in labelled:
+            items.append(Item(path, split_of(path.parent, folder), boxes=[]))
+            note(wrong, 'image without a .txt, taken as one without objects', path)
+    names = yolo_names(paths, wrong)
     classes = [str(names.get(i, i)) for i in range(max(most + 1, len(names)))]
     return 'YOLO', ('detection', 'instance') if outlines else ('detection', ), classes, items
 
 
-def yolo_names(paths):
+def yolo_names(paths, wrong):
     """{number: name} of data.yaml, or of classes.txt or obj.names, a line a class."""
     for path in paths:
         if path.suffix in ('.yaml', '.yml'):
-            content = yaml.safe_load(path.read_text())
+            try:
+                content = yaml.safe_load(path.read_bytes())
+            except (yaml.YAMLError, UnicodeDecodeError):
+                note(wrong, 'unreadable YAML', path)
+                continue
             names = content.get('names') if isinstance(content, dict) else None
             if names:
                 return dict(names) if isinstance(names, dict) else dict(enumerate(names))
         elif path.name in ('classes.txt', 'obj.names'):
-            return dict(enumerate(path.read_text().split('\n')[:-1] or [path.read_text()]))
+            return dict(enumerate(lines_of(path)))
     return {}
 
 
@@ -277,24 +328,43 @@ def masks(folder, paths, images, wrong):
     """Images, and under a folder called masks, labels or the like a PNG for each, whose values are the classes."""
     drawn = [path for path in images if path.suffix.lower() == '.png'
              and MASKS.search('/'.join(path.relative_to(folder).parts[:-1]).lower())]
-    index = Index([path for path in images if path not in set(drawn)])
-    items = []
+    drawn_too = set(drawn)
+    index, items, lacking = Index(folder, [path for path in images if path not in drawn_too]), [], {}
     for path in drawn:
-        image = index.find(path.stem, path) or index.find(re.sub(r'[_-](mask|label|seg|gt)s?$', '', path.stem), path)
-        if image is None:
-            note(wrong, 'mask without an image', path)
-        else:
-            items.append(Item(image, split_of(image, folder), mask=path))
+        names = [path.stem, re.sub(r'[_-](mask|label|seg|gt)s?$', '', path.stem)]
+        image = index.find(names, path, lacking, 'mask without an image')
+        if image is not None:
+            items.append(Item(image, split_of(image.parent, folder), mask=path))
     if not items:
-        wrong.pop('mask without an image', None)
         return None
-    values = sorted({int(value) for item in items if (value_map := mask_of(item.mask, wrong)) is not None
-                     for value in np.unique(value_map)} - {IGNORED})
-    names = next((path.read_text().split('\n') for path in paths if path.name in ('classes.txt', 'labels.txt')), [])
-    if values == [0] and not names:                     # 0 and 255 alone: a mask as pictures have it
-        values = [0, IGNORED]
-    classes = [names[i] if i < len(names) and names[i] else f'value {value}' for i, value in enumerate(values)]
-    return 'images with masks', ('semantic', ), classes, items, values
+    wrong.update(lacking)
+    names = next((lines_of(path) for path in paths if path.name in ('classes.txt', 'labels.txt')), [])
+    return 'images with masks', ('semantic', ), names, items
+
+
+def name_values(found, seen):
+    """The values of the masks that are used, and their classes: names by value, or in order where there are as many."""
+    names, values = found.classes, sorted(seen - {IGNORED})
+    by_value = bool(values) and values[-1] < len(names)
+    if IGNORED in seen:
+        # 0 and 255 alone: a mask as pictures have it
+        if values == [0] or not by_value and len(names) == len(values) + 1:
+            values, by_value = [*values, IGNORED], False
+        else:
+            note(found.wrong, f'value {IGNORED} in the masks: taken as "nothing is said here"', found.items[0].mask)
+    if len(values) > 255:
+        raise ValueError(f'{found.folder}: the masks have {len(values)} values, and at most 255 are classes')
+    if len(values) > max(len(found.items), 2 * len(names)):
+        note(found.wrong, f'more values ({len(values)}) than masks: are their edges smoothed?', found.items[0].mask)
+    if len(names) == len(values) - 1 and values[0] == 0:
+        names = ['background', *names]
+    if by_value:
+        names = [names[value] for value in values]
+    elif len(names) != len(values):
+        if names:
+            note(found.wrong, f'{len(names)} names for other values', values)
+        names = [''] * len(values)
+    found.values, found.classes = values, [name or f'value {value}' for name, value in zip(names, values)]
 
 
 def mask_of(path, wrong):
@@ -304,7 +374,7 @@ def mask_of(path, wrong):
             if image.mode not in ('L', 'P', '1', 'I', 'I;16'):
                 note(wrong, f'mask of mode {image.mode}, not of one value a pixel', path)
                 return None
-            return np.asarray(image)
+            return np.asarray(image.convert('L') if image.mode == '1' else image)
     except OSError:
         note(wrong, 'unreadable mask', path)
         return None
@@ -318,6 +388,13 @@ def folders(folder, paths, images, wrong):
         return None
     items = [Item(path, split_of(path.parent.parent, folder) if path.parent.parent != folder else None,
                   label=names.index(path.parent.name)) for path in images if path.parent.name in names]
+    places = {}                                                         # of each class, but for its splits
+    for item in items:
+        above = item.image.parent.relative_to(folder).parts[:-1]
+        places.setdefault(item.label, set()).add(tuple(part for part in above if not split_of(folder / part, folder)))
+    for label, above in places.items():
+        if len(above) > 1:
+            note(wrong, 'class with folders in several places, taken as one', names[label])
     return 'a folder per class', ('classification', ), names, items
 
 
@@ -326,15 +403,24 @@ def folders(folder, paths, images, wrong):
 def look(found):
     """Read every image: those that cannot be are left out, boxes are clipped to the others; all of it is noted."""
     with ThreadPoolExecutor() as threads:
-        sizes = list(threads.map(size_of, [item.image for item in found.items]))
-    kept = []
-    for item, size in zip(found.items, sizes):
+        read = list(threads.map(size_and_light, [item.image for item in found.items]))
+    kept, seen = [], set()
+    for item, (size, light) in zip(found.items, read):
         if size is None:
             note(found.wrong, 'unreadable image', item.image)
             continue
         item.size = size
+        if light < DARK:
+            note(found.wrong, 'image nearly black as it is read (12 of 16 bits?)', item.image)
+        if item.told and all(item.told) and max(abs(a - b) for a, b in zip(item.told, size)) > 1:
+            note(found.wrong, 'image of another size than its annotation says, left out', item.image)
+            continue
         if item.boxes is not None:
             item.boxes = [box for box in map(lambda box: inside(box, item, found.wrong), item.boxes) if box]
+            for box in item.boxes if found.task == 'instance' else ():
+                box['outline'] = drawable(box.get('outline'), size)
+                if not box['outline']:
+                    note(found.wrong, 'object without an outline that can be drawn, its box is taken', item.image)
         if item.mask is not None:
             drawn = mask_of(item.mask, found.wrong)
             if drawn is None:
@@ -342,18 +428,20 @@ def look(found):
             if drawn.shape[:2] != size[::-1]:
                 note(found.wrong, 'mask of another size than its image', item.mask)
                 continue
+            seen.update(np.unique(drawn).tolist())
         kept.append(item)
     found.items = kept
+    if found.task == 'semantic':
+        name_values(found, seen)
 
 
-def size_of(path):
-    """(width, height) of an image that can be read to its end."""
+def size_and_light(path):
+    """(width, height) and the largest value of an image as training reads it; None and 0 where that cannot."""
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
+        image = mmcv.imread(path)
+    except (OSError, cv2.error):
+        image = None
+    return (None, 0) if image is None else (image.shape[1::-1], int(image.max()))
 
 
 def inside(box, item, wrong):
@@ -378,6 +466,19 @@ def inside(box, item, wrong):
     return dict(box, box=[left, top, right - left, bottom - top])
 
 
+def drawable(outline, size):
+    """COCO's segmentation, where it is one for an image of this size: its polygons or its run lengths; else None."""
+    width, height = size
+    if isinstance(outline, dict):
+        counts = outline.get('counts')
+        whole = sum(counts) == width * height if isinstance(counts, list) else bool(counts)
+        return outline if whole and outline.get('size') == [height, width] else None
+    parts = outline if isinstance(outline, list) else []
+    if parts and not isinstance(parts[0], list):                        # one polygon, bare
+        parts = [parts]
+    return [part for part in parts if len(part) >= 6 and len(part) % 2 == 0 and np.isfinite(part).all()] or None
+
+
 # ---- splits
 
 def make_splits(found):
@@ -395,8 +496,10 @@ def make_splits(found):
             for item in found.split('train'):
                 item.split = 'val' if share_of(item.image) >= SHARES['val'] else 'train'
             found.made = True
-    if found.made and not found.split('val') and len(found.split('train')) > 1:     # a handful of images
-        max(found.split('train'), key=lambda item: share_of(item.image)).split = 'val'
+    for name, end in (('val', max), ('train', min)):                    # a handful of images
+        most = max((found.split(each) for each in SPLITS), key=len)
+        if found.made and not found.split(name) and len(most) > 1:
+            end(most, key=lambda item: share_of(item.image)).split = name
 
 
 def share_of(path):
