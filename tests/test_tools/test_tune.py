@@ -212,7 +212,7 @@ def test_unreadable_annotations_are_no_images_without_objects(tmp_path, found):
     (tmp_path / 'data/a.yaml').write_text('names: [')
     got = found.find(tmp_path / 'data')
     assert {what: len(places) for what, places in got.wrong.items()} == {
-        "line that is not YOLO's, image left out": 2, 'image left out, nothing says what is on it': 2,
+        "line that is not YOLO's": 2, 'image left out, nothing says what is on it': 2,
         'image without a .txt, taken as one without objects': 1, 'unreadable YAML': 1}
     assert len(got.items) == 18 and got.classes == ['red', 'orange']
     as_coco(tmp_path / 'coco')
@@ -245,20 +245,54 @@ def test_turned_by_exif_or_of_another_size(tmp_path, found):
     assert {item.image.stem: item.size for item in got.items}['1'] == (80, 60) and len(got.items) == 28
 
 
+def test_files_that_are_not_as_their_format_has_it(tmp_path, found):
+    """One line, or a note: never an error from inside, never objects that are lost without a word."""
+    def coco(name, change):
+        as_coco(tmp_path / name)
+        content = json.loads((tmp_path / name / 'boxes.json').read_text())
+        change(content)
+        (tmp_path / name / 'boxes.json').write_text(json.dumps(content))
+
+    for i, key in enumerate(('images', 'annotations', 'categories')):
+        coco(f'broken_{i}', lambda content, key=key: content[key].append(None))
+        with pytest.raises(ValueError, match='what is on them: .*; JSON that is not as COCO has it: 1'):
+            found.find(tmp_path / f'broken_{i}')
+    coco('texts', lambda content: [entry.update(id=str(entry['id'])) for entry in content['images']])
+    with pytest.raises(ValueError, match='no usable object for train; box of an image that is not listed: 20'):
+        found.find(tmp_path / 'texts')
+    coco('sizes', lambda content: content['images'][0].update(width='80', height=None))
+    assert found.find(tmp_path / 'sizes').wrong == {}
+    for name, text, classes in (('keys', "names: {'0': red, '1': orange}", ['red', 'orange']),
+                                ('word', 'names: red', ['0', '1']), ('number', 'names: 2', ['0', '1'])):
+        as_yolo(tmp_path / name, 20, '')
+        (tmp_path / name / 'data.yaml').write_text(text)
+        assert found.find(tmp_path / name).classes == classes
+    (tmp_path / 'keys/labels/0.txt').write_text('0.0 0.5 0.5 0.1 0.1')
+    assert len(found.find(tmp_path / 'keys').items) == 20
+    as_folders(tmp_path / 'kinds')
+    (tmp_path / 'kinds/red/0.xml').write_text('<places><place/></places>')
+    assert found.find(tmp_path / 'kinds').task == 'classification'
+    as_masks(tmp_path / 'lossy')
+    for path in (tmp_path / 'lossy/masks').iterdir():
+        path.rename(path.with_suffix('.jpg'))
+    with pytest.raises(ValueError, match='has nothing for semantic: .*; mask that is no PNG: 20'):
+        found.find(tmp_path / 'lossy', 'semantic')
+
+
 def test_outlines_that_cannot_be_drawn(tmp_path, found):
     as_coco(tmp_path / 'data', 30)
     content = json.loads((tmp_path / 'data/boxes.json').read_text())
     bare, = content['annotations'][0]['segmentation']
     outlines = [bare, [[4, 5]], [], dict(size=[60, 80], counts=[0, 4800]), dict(size=[6, 8], counts=[0, 48]),
-                dict(size=[60, 80], counts=[5])]
+                dict(size=[60, 80], counts=[5]), dict(size=[60, 80], counts=[None]), [['x'] * 6], [None]]
     for i, outline in enumerate(outlines):
         content['annotations'][i]['segmentation'] = outline
     (tmp_path / 'data/boxes.json').write_text(json.dumps(content))
     got = found.find(tmp_path / 'data', 'instance')
     given = {int(item.image.stem): item.boxes[0]['outline'] for item in got.items}
-    assert [given[i] for i in range(6)] == [[bare], None, None, outlines[3], None, None]
+    assert [given[i] for i in range(9)] == [[bare], None, None, outlines[3], *[None] * 5]
     assert {what: len(places) for what, places in got.wrong.items()} == {
-        'object without an outline that can be drawn, its box is taken': 4}
+        'object without an outline that can be drawn, its box is taken': 7}
 
 
 @pytest.mark.parametrize('values, names, want', [

@@ -103,7 +103,8 @@ def find(folder, task=None):
     else:
         if others:
             raise ValueError(f'{folder} has nothing for {task}: it is '
-                             + ', '.join(f'{kind}, for {tasks}' for kind, tasks in others.items()))
+                             + ', '.join(f'{kind}, for {tasks}' for kind, tasks in others.items())
+                             + f'{"; " * bool(unread)}{complaints(unread)}')
         raise ValueError(f'{folder} holds {len(images)} images and nothing that says what is on them: no COCO .json, '
                          'no VOC .xml, no YOLO .txt, no folder of masks (masks/, labels/, annotations/), no folder per '
                          f'class{"; " * bool(unread)}{complaints(unread)}')
@@ -117,6 +118,8 @@ def find(folder, task=None):
     for name in ('train', 'val'):
         if not found.split(name):
             raise ValueError(f'{folder}: no usable image for {name}; {complaints(found.wrong) or "give more images"}')
+    if found.task in ('detection', 'instance') and not any(item.boxes for item in found.split('train')):
+        raise ValueError(f'{folder}: no usable object for train; {complaints(found.wrong) or "label more images"}')
     return found
 
 
@@ -200,7 +203,9 @@ def coco(folder, paths, images, wrong):
                 note(wrong, 'unreadable JSON', path)
                 continue
             if isinstance(content, dict) and {'images', 'annotations', 'categories'} <= set(content):
-                if any('bbox' in item for item in content['annotations'] if isinstance(item, dict)):
+                if not is_coco(content):
+                    note(wrong, 'JSON that is not as COCO has it', path)
+                elif any('bbox' in item for item in content['annotations']):
                     contents[path] = content
     if not contents:
         return None
@@ -210,15 +215,18 @@ def coco(folder, paths, images, wrong):
     outlines = False
     for path, content in contents.items():
         names = {item['id']: str(item['name']) for item in content['categories']}
-        of = {}
+        of = {entry.get('id'): [] for entry in content['images']}
         for item in content['annotations']:
-            of.setdefault(item.get('image_id'), []).append(item)
+            if item.get('image_id') in of:
+                of[item['image_id']].append(item)
+            else:
+                note(wrong, 'box of an image that is not listed', f'{item.get("image_id")} ({path})')
         for entry in content['images']:
             image = index.find([entry.get('file_name', '')], path, wrong)
             if image is None:
                 continue
             item = Item(image, split_of(path, folder), boxes=[], told=(entry.get('width'), entry.get('height')))
-            for given in of.get(entry.get('id'), []):
+            for given in of[entry.get('id')]:
                 try:
                     left, top, width, height = map(float, given.get('bbox') or ())
                     label = classes.index(names[given.get('category_id')])
@@ -230,6 +238,13 @@ def coco(folder, paths, images, wrong):
                                        outline=given.get('segmentation')))
             items.append(item)
     return 'COCO', ('detection', 'instance') if outlines else ('detection', ), classes, items
+
+
+def is_coco(content):
+    """Whether what a JSON file has under COCO's three keys are lists of dicts, and the categories have names."""
+    lists = [content[key] for key in ('images', 'annotations', 'categories')]
+    return (all(isinstance(each, list) and all(isinstance(item, dict) for item in each) for each in lists)
+            and all({'id', 'name'} <= set(item) for item in content['categories']))
 
 
 def voc(folder, paths, images, wrong):
@@ -260,7 +275,7 @@ def voc(folder, paths, images, wrong):
             names.append(name)
             item.boxes.append(dict(label=name, box=[left - 1, top - 1, right - left, bottom - top], crowd=difficult))
         items.append(item)
-    if not items:
+    if not names:
         return None
     classes = sorted(set(names))
     for item in items:
@@ -282,12 +297,12 @@ def yolo(folder, paths, images, wrong):
         try:
             for line in filter(None, lines_of(path)):
                 label, *numbers = line.split()
-                label, numbers = int(label), [float(number) for number in numbers]
-                if label < 0 or len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
+                label, numbers = float(label), [float(number) for number in numbers]
+                if label < 0 or label % 1 or len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
                     raise ValueError(line)
-                item.boxes.append(dict(label=label, shares=numbers, crowd=False))
+                item.boxes.append(dict(label=int(label), shares=numbers, crowd=False))
         except ValueError:
-            note(wrong, 'line that is not YOLO\'s, image left out', path)
+            note(wrong, "line that is not YOLO's", path)
             continue
         most = max([most, *(box['label'] for box in item.boxes)])
         outlines |= any(len(box['shares']) > 4 for box in item.boxes)
@@ -314,8 +329,10 @@ def yolo_names(paths, wrong):
                 note(wrong, 'unreadable YAML', path)
                 continue
             names = content.get('names') if isinstance(content, dict) else None
-            if names:
-                return dict(names) if isinstance(names, dict) else dict(enumerate(names))
+            if isinstance(names, dict):
+                return {int(number): name for number, name in names.items() if str(number).isdecimal()}
+            if isinstance(names, list):
+                return dict(enumerate(names))
         elif path.name in ('classes.txt', 'obj.names'):
             return dict(enumerate(lines_of(path)))
     return {}
@@ -326,14 +343,15 @@ MASKS = re.compile('mask|label|annotation|semantic|seg|gt')
 
 def masks(folder, paths, images, wrong):
     """Images, and under a folder called masks, labels or the like a PNG for each, whose values are the classes."""
-    drawn = [path for path in images if path.suffix.lower() == '.png'
-             and MASKS.search('/'.join(path.relative_to(folder).parts[:-1]).lower())]
+    drawn = [path for path in images if MASKS.search('/'.join(path.relative_to(folder).parts[:-1]).lower())]
     drawn_too = set(drawn)
     index, items, lacking = Index(folder, [path for path in images if path not in drawn_too]), [], {}
     for path in drawn:
         names = [path.stem, re.sub(r'[_-](mask|label|seg|gt)s?$', '', path.stem)]
         image = index.find(names, path, lacking, 'mask without an image')
-        if image is not None:
+        if image is not None and path.suffix.lower() != '.png':
+            note(wrong, 'mask that is no PNG', path)
+        elif image is not None:
             items.append(Item(image, split_of(image.parent, folder), mask=path))
     if not items:
         return None
@@ -412,7 +430,7 @@ def look(found):
         item.size = size
         if light < DARK:
             note(found.wrong, 'image nearly black as it is read (12 of 16 bits?)', item.image)
-        if item.told and all(item.told) and max(abs(a - b) for a, b in zip(item.told, size)) > 1:
+        if item.told and differ(item.told, size):
             note(found.wrong, 'image of another size than its annotation says, left out', item.image)
             continue
         if item.boxes is not None:
@@ -433,6 +451,14 @@ def look(found):
     found.items = kept
     if found.task == 'semantic':
         name_values(found, seen)
+
+
+def differ(told, size):
+    """Whether the size that an annotation says is another one; many say nothing, or 0."""
+    try:
+        return any(float(a or 0) and abs(float(a) - b) > 1 for a, b in zip(told, size))
+    except (TypeError, ValueError):
+        return False
 
 
 def size_and_light(path):
@@ -469,13 +495,17 @@ def inside(box, item, wrong):
 def drawable(outline, size):
     """COCO's segmentation, where it is one for an image of this size: its polygons or its run lengths; else None."""
     width, height = size
-    if isinstance(outline, dict):
-        counts = outline.get('counts')
-        whole = sum(counts) == width * height if isinstance(counts, list) else bool(counts)
-        return outline if whole and outline.get('size') == [height, width] else None
-    parts = outline if isinstance(outline, list) else []
-    if parts and not isinstance(parts[0], list):                        # one polygon, bare
-        parts = [parts]
+    try:
+        if isinstance(outline, dict):
+            counts = outline.get('counts')
+            whole = sum(counts) == width * height if isinstance(counts, list) else bool(counts)
+            return outline if whole and outline.get('size') == [height, width] else None
+        parts = outline or []
+        if parts and not isinstance(parts[0], list):                    # one polygon, bare
+            parts = [parts]
+        parts = [[float(value) for value in part] for part in parts]
+    except (KeyError, TypeError, ValueError):
+        return None
     return [part for part in parts if len(part) >= 6 and len(part) % 2 == 0 and np.isfinite(part).all()] or None
 
 
