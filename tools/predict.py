@@ -9,6 +9,7 @@ import contextlib
 import json
 import sys
 import tempfile
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -50,7 +51,9 @@ def predict(args):
         files += found
     check_work_dir(args.out)
     scope = load_config(config).default_scope
-    with open(Path(args.out) / 'log.txt', 'w') as log, contextlib.redirect_stdout(log):
+    with (open(Path(args.out) / 'log.txt', 'w') as log, contextlib.redirect_stdout(log),
+          warnings.catch_warnings()):
+        warnings.simplefilter('ignore')                                 # what the libraries deprecate in one another
         model = inferencer(scope, str(config), f'e3va://{delta}')
         for path in files:
             if not readable(path):
@@ -100,7 +103,8 @@ def inferencer(scope, config, weights):
 def one(scope, model, path, out):
     """What is found on one image, for JSON; its picture goes to `out`."""
     if scope == 'mmdet':
-        return model(str(path), out_dir=str(out), no_save_pred=True)['predictions'][0]
+        found = model(str(path), out_dir=str(out), no_save_pred=True)['predictions'][0]
+        return dict(names=[model.model.dataset_meta['classes'][label] for label in found['labels']], **found)
     if scope == 'mmseg':
         import numpy as np
         drawn = model(str(path), out_dir=str(out))['predictions']

@@ -155,6 +155,9 @@ def configure(args, found, place, out, console):
         if place.name not in text.partition('\n\n')[0]:
             raise ValueError(f'{file} is of other data; name another folder by --out, or remove that one')
         console.print(f'goes on with {file}, as it is')
+        if not text.splitlines()[1].endswith(shlex.join(sys.argv[1:])):
+            console.print('the command that wrote it was another one, and its choices stand: edit it, or name another '
+                          'folder by --out')
         return Config.fromfile(file), [line.removeprefix('# ') for line in text.partition('\n\n')[0].splitlines()[3:]]
     trunk = dict(TRUNK, weights=args.weights)
     if args.trunk:
@@ -163,8 +166,9 @@ def configure(args, found, place, out, console):
         from fetch import cache_folder
         trunk['weights'] = prepare_weights(cache_folder(), console.print)
     console.print('choosing by the memory plan and a timed step ...')
-    warnings.simplefilter('ignore')                                     # what the libraries deprecate in one another
-    choice = choose(found, place, trunk, args, lambda text: console.print(f'  {text}'))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')                                 # what the libraries deprecate in one another
+        choice = choose(found, place, trunk, args, lambda text: console.print(f'  {text}'))
     spec, = parse_method(choice.method)
     stock = config(found, place, choice.size, choice.batch, choice.epochs, trunk)
     task = task_file(out, found)

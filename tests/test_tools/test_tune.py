@@ -189,6 +189,18 @@ def test_names_as_they_come(tmp_path, found):
     assert len(found.find(tmp_path / 'voc').items) == 20
 
 
+def test_links_and_hidden_files(tmp_path, found):
+    as_coco(tmp_path / 'real')
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'real/boxes.json').rename(tmp_path / 'data/boxes.json')
+    (tmp_path / 'data/images').symlink_to(tmp_path / 'real/pictures')
+    (tmp_path / 'data/again').symlink_to(tmp_path / 'data')
+    (tmp_path / 'data/._0.png').write_bytes(b'x')
+    (tmp_path / 'data/Thumbs.db').write_bytes(b'x')
+    got = found.find(tmp_path / 'data')
+    assert len(got.items) == 20 and got.wrong == {}
+
+
 def test_one_name_in_two_folders(tmp_path, found):
     """The split of the annotations decides; where nothing does the image is left out."""
     for split in ('train', 'val'):
@@ -241,7 +253,7 @@ def test_turned_by_exif_or_of_another_size(tmp_path, found):
     assert {what: len(places) for what, places in got.wrong.items()} == {
         'box without a class or corners': 1, 'image left out, nothing says what is on it': 1,
         'image of another size than its annotation says, left out': 2,
-        'image nearly black as it is read (12 of 16 bits?)': 1}
+        'image nearly black as it is read (of 16 bits the upper 8)': 1}
     assert {item.image.stem: item.size for item in got.items}['1'] == (80, 60) and len(got.items) == 28
 
 
@@ -401,6 +413,9 @@ def test_a_run(tmp_path, monkeypatch, capsys, weights, write, task):
     tune.main(command)                                                  # all is there: scored again, not trained
     assert 'goes on with out/config.py' in capsys.readouterr().out and 'Epoch(train)' not in Path(
         'out/log.txt').read_text()[steps:]
+    monkeypatch.setattr('sys.argv', ['tune.py', 'data', '--epochs', '9'])
+    tune.main(command)
+    assert 'the command that wrote it was another one, and its choices stand' in capsys.readouterr().out
     image, other = next(Path('data').rglob('0.png')), Path('other/0.png')
     picture(other, 70)
     predict.main(['out/delta.safetensors', str(image), 'other', '--out', 'found'])
@@ -413,6 +428,8 @@ def test_a_run(tmp_path, monkeypatch, capsys, weights, write, task):
         server.add('mine', 'out/delta.safetensors')
         sample = server(str(image), 'mine')
     told = results[str(image)]
+    if task in ('detection', 'instance'):
+        assert told['names'] == [('red', 'orange')[label] for label in told['labels']]
     if task == 'semantic':
         share = (sample.pred_sem_seg.data == 0).float().mean()
         assert float(share) == pytest.approx(next(iter(told['shares'].values())) if share else 0, abs=1e-3)

@@ -7,6 +7,7 @@ bytes decides, so that the same image never is in two of them and a second start
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -83,8 +84,7 @@ def find(folder, task=None):
         raise ValueError(f'{folder} is a file: give the folder that it lies in, or unpack it')
     if not folder.is_dir():
         raise ValueError(f'there is no folder {folder}')
-    paths = sorted(path for path in folder.rglob('*') if path.is_file() and not any(
-        part.startswith('.') for part in path.relative_to(folder).parts))
+    paths = files_below(folder)
     images = [path for path in paths if path.suffix.lower() in IMAGES]
     if not images:
         raise ValueError(f'{folder} holds no image ({", ".join(IMAGES)})')
@@ -121,6 +121,17 @@ def find(folder, task=None):
     if found.task in ('detection', 'instance') and not any(item.boxes for item in found.split('train')):
         raise ValueError(f'{folder}: no usable object for train; {complaints(found.wrong) or "label more images"}')
     return found
+
+
+def files_below(folder):
+    """All files below a folder but hidden ones; links to folders are followed, but for those that lead in a circle."""
+    out = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        above = {os.path.realpath(each) for each in (place, *Path(place).parents)}
+        folders[:] = [name for name in folders
+                      if not name.startswith('.') and os.path.realpath(os.path.join(place, name)) not in above]
+        out += [Path(place, name) for name in names if not name.startswith('.')]
+    return sorted(path for path in out if path.is_file())
 
 
 def note(wrong, what, where):
@@ -429,7 +440,7 @@ def look(found):
             continue
         item.size = size
         if light < DARK:
-            note(found.wrong, 'image nearly black as it is read (12 of 16 bits?)', item.image)
+            note(found.wrong, 'image nearly black as it is read (of 16 bits the upper 8)', item.image)
         if item.told and differ(item.told, size):
             note(found.wrong, 'image of another size than its annotation says, left out', item.image)
             continue
