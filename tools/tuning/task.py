@@ -27,8 +27,8 @@ TRUNK = dict(name='vit_small_patch14_dinov2', width=384, depth=12, patch=14)    
 def prepare_data(found, cache):
     """Files under `cache` that the libraries read; a folder that a change of the data changes, whole or not there."""
     mark = hashlib.sha256(repr([
-        (str(item.image), item.split, item.size, item.boxes, item.mask and item.mask.read_bytes(), item.label)
-        for item in found.items]
+        (str(item.image), item.split, item.size, item.boxes,
+         str(item.mask and hashlib.sha256(item.mask.read_bytes()).hexdigest()), item.label) for item in found.items]
         + [found.task, found.classes, found.values]).encode()).hexdigest()[:12]
     place = Path(cache) / f'{found.folder.name}_{mark}'
     if not place.is_dir():
