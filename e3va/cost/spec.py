@@ -73,8 +73,9 @@ def stock(cfg):
     cfg = copy.deepcopy(cfg)
     backbone = (cfg.get('model') or {}).get('backbone')
     if isinstance(backbone, dict) and is_tuned(backbone):
-        backbone.type = backbone.pop('trunk')
-        backbone.pop('method')
+        backbone.type = backbone.trunk
+        for name in ('trunk', 'method', 'also', 'recompute', 'backward', 'gelu'):
+            backbone.pop(name, None)
     if cfg.get('model'):
         drop_weights(cfg.model)
         if cfg.get('data_preprocessor'):

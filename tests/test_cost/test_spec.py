@@ -50,6 +50,9 @@ def test_a_tuned_config_becomes_the_stock_one():
     cfg = stock(load_config('e3va::e3va/retinanet_swin_l_voc.py'))
     task = stock(load_config('e3va::_base_/tasks/voc_retinanet_swin_l.py'))
     assert cfg.model == task.model and cfg.model.backbone.type == 'SwinTransformer'
+    more = load_config('e3va::dmlora/retinanet_swin_l_voc_dmlora.py')
+    more.model.backbone.update(recompute='block', gelu='int8', backward=0.5, also=['norm3'])
+    assert stock(more).model.backbone == task.model.backbone
 
 
 def test_weights_are_dropped():
