@@ -450,6 +450,22 @@ def test_predict_leaves_out_what_cannot_be_read(tmp_path, capsys):
     assert 'there is no file' in capsys.readouterr().err
 
 
+def test_a_task_has_rates_for_full(tmp_path, found, monkeypatch):
+    """Those of the base config: LoRA's are no choice for a whole trunk."""
+    monkeypatch.syspath_prepend(str(TOOLS / 'demo'))
+    import task
+    as_masks(tmp_path / 'data')
+    got = found.find(tmp_path / 'data')
+    trunk = dict(task.describe('test_vit'), weights=tmp_path / 'none.pth')
+    sweep = task.config(got, task.prepare_data(got, tmp_path / 'cache'), 112, 4, 2, trunk).sweep
+    assert set(sweep) == {'score', 'times', 'rates', 'weight_decays', 'rates_of'}
+    for base in task.BASES.values():
+        given = task.load_config(task.CONFIGS / base).sweep
+        assert max(given.rates_of['full']) < max(given.rates)
+    for name in ('task', 'found'):
+        sys.modules.pop(name, None)
+
+
 def test_the_ladder(tmp_path, found, monkeypatch):
     """Less memory: LoRA with GELUs of 8 bits, then its blocks run again, then the highway, then what to give."""
     monkeypatch.syspath_prepend(str(TOOLS / 'demo'))

@@ -86,7 +86,8 @@ def config(found, place, size, batch, epochs, trunk):
     """
     cfg = load_config(CONFIGS / BASES[found.task])
     score, times = SCORES[found.task]
-    cfg.sweep = dict(score=score, times=times, rates=cfg.sweep.rates, weight_decays=cfg.sweep.weight_decays)
+    cfg.sweep.pop('data', None)                                         # how the base's own data is made
+    cfg.sweep.update(score=score, times=times)
     classes = tuple(found.classes)
     cfg.classes, cfg.epochs, cfg.batch = classes, epochs, batch
     backbone = cfg.model.backbone
