@@ -1,5 +1,6 @@
 """Measured results as JSON lines, a row a line: `task`, `method`, `seed`, `value` and what else was measured."""
 import json
+import math
 
 
 def read(files, take, has):
@@ -24,6 +25,14 @@ def read(files, take, has):
                 except (ValueError, TypeError, KeyError, AttributeError) as error:
                     raise ValueError(f'{place}: a row has {has}; {error!r}') from error
                 yield place, taken
+
+
+def value_of(row):
+    """The value of a row, a finite number; ValueError where it is none (JSON of Python has NaN too)."""
+    number = float(row['value'])
+    if not math.isfinite(number):
+        raise ValueError(f'the value is {number}')
+    return number
 
 
 def seeds(files, take, has, of):

@@ -87,6 +87,17 @@ def test_seeds_are_averaged_first(tmp_path, capsys):
     assert (found['cub'], found['mean'], found['seeds']) == ('**85.00 ± 7.07**', '**81.00**', '1-2')
 
 
+def test_of_several_settings_the_best_on_val_counts(tmp_path, capsys):
+    """A sweep without --tune and one with it, into one folder: the test split chooses nothing."""
+    entries = [dict(task='mine', method='lora', seed=seed, split=split, rate=rate, weight_decay=0.1, value=value)
+               for rate, given in ((1e-4, dict(val=[50., 52.], test=[70., 72.])), (1e-3, dict(val=[60.], test=[62.])))
+               for split, values in given.items() for seed, value in enumerate(values, 1)]
+    assert cells(run(tmp_path, capsys, entries), 'lora')['mine'] == '**62.00**'
+    with pytest.raises(SystemExit):
+        run(tmp_path, capsys, [row for row in entries if row['split'] == 'test'])
+    assert 'no row of val, by which the settings of mine, lora are told apart' in capsys.readouterr().err
+
+
 def test_what_is_missing_is_named_and_has_no_average(tmp_path, capsys):
     entries = rows('fgvc', fgvc.TASKS, 'lora', [80.] * 5) + rows('fgvc', ['cub', 'cars'], 'ssf', [1., 82.])
     out = run(tmp_path, capsys, [*entries, dict(task='coco_cascade', method='lora', value=1.)])
@@ -114,6 +125,15 @@ def test_shares_of_the_gain(tmp_path, capsys):
     assert cells(out, 'lora')['cells'] == '**48.00 ± 1.00**' and cells(out, 'mix')['plain'] == '70.00 ± 0.00'
     assert 'cells: lora - fixed is 8.00, a seed deviates by 1.00: counted.' in out
     assert 'plain: lora - fixed is 0.50, a seed deviates by 1.00: not told apart, not counted.' in out
+    out = run(tmp_path, capsys, bench(), '--one', 'laro')
+    assert 'No share of the gain of laro over fixed: no task has several seeds of both.' in out
+
+
+@pytest.mark.parametrize('name, same', [
+    ('lora:recompute=block', 'lora'), ('lora:recompute=block,gelu=int8', 'lora:gelu=int8'),
+    ('lora:gelu=int8,recompute=block', 'lora:gelu=int8'), ('lora:recompute=block_int8', None)])
+def test_what_runs_blocks_again_has_the_results_without(name, same):
+    assert tool('analysis_tools/compare.py').plain(name, ['lora', 'lora:gelu=int8']) == same
 
 
 def test_gain_beside_cost(tmp_path, capsys):
@@ -135,6 +155,8 @@ def test_gain_beside_cost(tmp_path, capsys):
     ([dict(task='vtab_dtd', method='lora')], "line 1: a row has task, method and value; KeyError.'value'"),
     (rows('vtab', ['dtd', 'dtd'], 'lora', [1., 2.]), 'line 2: a second value of vtab_dtd, lora, seed 0'),
     ([dict(task='coco', method='lora', split='val', value=1.)], 'no row of the test split'),
+    ([dict(task='coco', method='lora', value=float('nan'))],
+     'line 1: a row has task, method and value; ValueError(.the value is nan.)'),
 ])
 def test_bad_rows_are_one_line(tmp_path, capsys, entries, says):
     with pytest.raises(SystemExit):

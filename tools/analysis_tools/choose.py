@@ -15,7 +15,7 @@ from functools import partial
 from statistics import fmean as mean
 
 from e3va.command.line import one_line_errors
-from e3va.command.rows import seeds
+from e3va.command.rows import seeds, value_of
 
 HAS = "task, method, split ('val' or 'test') and value"
 
@@ -34,7 +34,7 @@ def taken(methods, row):
         return None
     if row['split'] not in ('val', 'test'):
         raise ValueError(f'split {row["split"]}')
-    return (row['task'], row['method'], row['split']), row.get('seed', 0), dict(row, value=float(row['value']))
+    return (row['task'], row['method'], row['split']), row.get('seed', 0), dict(row, value=value_of(row))
 
 
 def choose(splits, methods, task):

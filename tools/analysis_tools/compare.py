@@ -5,10 +5,11 @@ r"""Tables of results, a line a method: mean and deviation over seeds for each t
     python tools/analysis_tools/compare.py work_dirs/sweep/rows.jsonl --claims
 
 A row is a line of JSON with `task`, `method`, `seed`, `value` and, where there are several, `split`: those of 'test'
-are taken. Tasks of VTAB-1k and FGVC (files of configs/_base_/tasks, e.g. vtab_dtd_vit_b, or without the trunk) have
-tables of their own, in which the papers' printed numbers for ViT-B/16 stand below ours (printed.yml). VTAB-1k has two
-averages in print, of the three groups (NOAH, Pear, DMLoRA) and of the nineteen tasks (GPS): both are given. A method
-that lacks tasks gets none, and what it lacks is named.
+are taken. Where a method has several settings (rate, weight decay) of a task there, that counts which is best on 'val',
+as in report.py. Tasks of VTAB-1k and FGVC (files of configs/_base_/tasks, e.g. vtab_dtd_vit_b, or without the trunk)
+have tables of their own, in which the papers' printed numbers for ViT-B/16 stand below ours (printed.yml). VTAB-1k has
+two averages in print, of the three groups (NOAH, Pear, DMLoRA) and of the nineteen tasks (GPS): both are given. A
+method that lacks tasks gets none, and what it lacks is named.
 
 For other tasks the average is of what a method gains, as a share of what `--one` gains over `--zero`, over the tasks
 that tell these two apart: by more than three deviations of their seeds. With the rows of cost.py for `--cost`, memory
@@ -20,6 +21,7 @@ import argparse
 import json
 import re
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from statistics import fmean as mean
 from statistics import stdev
@@ -27,20 +29,25 @@ from statistics import stdev
 import yaml
 
 from e3va.command.line import one_line_errors
-from e3va.command.rows import seeds
+from e3va.command.rows import seeds, value_of
 from e3va.datasets import fgvc, vtab
 
 SUITES = dict(vtab=vtab.TASKS, fgvc=fgvc.TASKS)
 TITLES = dict(vtab='VTAB-1k', fgvc='FGVC')
 PRINTED = Path(__file__).with_name('printed.yml')
 CLAIMS = Path(__file__).with_name('claims.yml')
+SETTING = 'rate', 'factors_rate', 'weight_decay'
+HAS = 'task, method and value'
 TRUNK = 'vit_b'                                                         # of the printed numbers
 
 
 def read(files):
     """{(suite or '', trunk or ''): {task: {method: {seed: value}}}}."""
-    results = defaultdict(lambda: defaultdict(dict))
-    for (task, method), values in seeds(files, taken, 'task, method and value', 'the test split').items():
+    results, tried = defaultdict(lambda: defaultdict(dict)), defaultdict(dict)
+    for (task, method, *setting), values in seeds(files, partial(taken, 'test'), HAS, 'the test split').items():
+        tried[task, method][tuple(setting)] = values
+    for (task, method), settings in tried.items():
+        values = settings[best(files, task, method, settings)]
         suite, _, rest = task.partition('_')
         name = next((name for name in SUITES.get(suite, ()) if f'{rest}_'.startswith(f'{name}_')), None)
         if name is None:
@@ -50,10 +57,19 @@ def read(files):
     return results
 
 
-def taken(row):
-    if row.get('split', 'test') != 'test':
+def taken(split, row):
+    if row.get('split', 'test') != split:
         return None
-    return (row['task'], row['method']), row.get('seed', 0), float(row['value'])
+    setting = [f'{name} {row[name]}' for name in SETTING if row.get(name) is not None]
+    return (row['task'], row['method'], *setting), row.get('seed', 0), value_of(row)
+
+
+def best(files, task, method, settings):
+    """Of several settings the one with the best mean on val."""
+    if len(settings) == 1:
+        return next(iter(settings))
+    val = seeds(files, partial(taken, 'val'), HAS, f'val, by which the settings of {task}, {method} are told apart')
+    return max(settings, key=lambda setting: mean(val.get((task, method, *setting), {0: float('-inf')}).values()))
 
 
 def printed(suite, methods):
@@ -158,7 +174,7 @@ def costs(path, methods):
 
 def plain(name, methods):
     """The method that gives the same numbers: itself, or without what runs blocks again and changes no gradient."""
-    bare = re.sub(r'[:,](recompute=block|mode=stream)\b(?!_)', '', re.sub(r'-cp$', '', name))
+    bare = re.sub(r'(?<=[:,])(recompute=block|mode=stream)\b,?', '', re.sub(r'-cp$', '', name)).rstrip(':,')
     return next((method for method in (name, bare) if method in methods), None)
 
 
@@ -190,6 +206,8 @@ def chosen(tasks, args):
     shares = gains(tasks, args.zero, args.one, counted)
     share = f'share of the gain of {args.one}'
     text = table('', tasks, [(share, shares, 2, False)] if shares else [])
+    if not told:
+        text += f'\n\nNo {share} over {args.zero}: no task has several seeds of both.'
     for task, (gain, deviation) in told.items():
         text += (f'\n\n{task}: {args.one} - {args.zero} is {gain:.2f}, a seed deviates by {deviation:.2f}: '
                  + ('counted.' if task in counted else 'not told apart, not counted.'))

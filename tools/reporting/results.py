@@ -67,10 +67,7 @@ def checked(row):
     for key in ('task', 'method'):
         if not isinstance(row[key], str):
             raise TypeError(f'{key} is no text')
-    number = float(row['value'])
-    if number != number:
-        raise ValueError('the value is no number')
-    return dict(row, value=number, seed=row.get('seed', 0), split=row.get('split', 'test'),
+    return dict(row, value=files.value_of(row), seed=row.get('seed', 0), split=row.get('split', 'test'),
                 metric=str(row.get('metric', 'score')))
 
 
