@@ -15,7 +15,7 @@ from tests.conftest import ROOT, build, tool
 
 pytest.importorskip('plotly')
 sys.path.append(str(ROOT / 'tools'))
-from reporting import figures, results  # noqa: E402
+from reporting import figures, results, runs  # noqa: E402
 
 report = tool('analysis_tools/report.py')
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
@@ -72,6 +72,13 @@ def test_val_is_not_compared_with_test():
 def test_another_budget_is_another_task():
     found = results.views(results_of([row(1, shown=224, epochs=3), row(2, shown=336, epochs=3)]))
     assert [each.title for each in found] == ['t, 224 px', 't, 336 px']
+
+
+def test_a_curve_of_a_run_that_diverged(tmp_path):
+    """JSON, and so the page, has neither NaN nor Infinity."""
+    (tmp_path / 'scalars.json').write_text(
+        '{"loss": 2.0, "step": 1}\n{"loss": Infinity, "step": 2}\n{"loss": NaN, "step": 3}\n')
+    assert runs.scalars([tmp_path / 'scalars.json']) == {'loss': {1: 2.}}
 
 
 def test_the_front():

@@ -1,6 +1,7 @@
 """What folders of runs hold for the page: their curves, and what Pear, GPS or DMLoRA has learned there."""
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 from e3va.train.saved_run import run_of
@@ -54,7 +55,7 @@ def scalars(files):
             except ValueError:                                          # the last line of a run that was killed
                 continue
             for key, value in row.items():
-                if (key == 'loss' or '/' in key) and isinstance(value, (int, float)) and value == value:
+                if (key == 'loss' or '/' in key) and isinstance(value, (int, float)) and math.isfinite(value):
                     curves.setdefault(key, {})[row.get('step', 0)] = value
     return {key: thin(dict(sorted(values.items()))) for key, values in curves.items()}
 
