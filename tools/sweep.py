@@ -19,6 +19,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
@@ -121,7 +122,7 @@ def sweep(args):
                     args.pictures)
              for seed in args.seeds for task, method in pairs if (task.name, method) in settings]
     failed += pool.finish(final, 'seeds')
-    rows = collect(args.out)
+    rows = collect(args.out, tasks)
     show(tasks, methods, final, rows)
     for run in failed:
         print(f'failed: {run.says}: {last_line(run.folder)}')
@@ -182,6 +183,10 @@ def config_files(given):
              for file in (sorted(path.glob('*.py')) if path.is_dir() else [path])]
     if not files:
         raise ValueError(f'{", ".join(given)}: there is no config')
+    names = [file.stem for file in files]
+    twice = [str(file) for file in files if names.count(file.stem) > 1]
+    if twice:
+        raise ValueError(f'{", ".join(twice)}: a name is a task in the rows; give each once, or rename one')
     return files
 
 
@@ -238,7 +243,7 @@ class Pool:
             def one(run):
                 place = places.get()
                 try:
-                    if not stop:
+                    if not stop and not run.result.is_file():
                         here = bar.add_task(f'  {run.says}', total=None, said='')
 
                         def say(text):
@@ -303,22 +308,31 @@ def last_line(folder):
 # ---- one run
 
 def train(run, command):
-    """Train and score; the rows go to `run.result`, the val row first, with the command that the user gave."""
+    """Make a run, unless another sweep into this folder has made it meanwhile."""
+    from e3va.files.whole import alone
+    with alone(str(run.folder)):
+        if not run.result.is_file():
+            train_and_score(run, command)
+
+
+def train_and_score(run, command):
+    """The rows go to `run.result`, the val row first, with the command that the user gave."""
     from mmengine.config import ConfigDict
 
     import e3va
     from e3va.command.checks import check
-    from e3va.command.config import apply_method, load_config, prepare
+    from e3va.command.config import load_config, prepare
     from e3va.command.processes import build_runner
     from e3va.cost.saved import saved_mib
     from e3va.cost.spec import parse as parse_methods
+    from e3va.cost.spec import tuned
     from e3va.files.checkout import commit
-    from e3va.files.whole import alone, write
+    from e3va.files.whole import write
     from e3va.train.resume import newest_checkpoint
     cfg = load_config(run.config)
     task = ConfigDict(cfg.pop('sweep'))
     spec, = parse_methods(run.method)
-    cfg = apply_method(cfg, spec.method)
+    cfg = tuned(cfg, spec)
     optimizer = cfg.optim_wrapper.optimizer
     if run.rate is not None:
         optimizer.update(lr=run.rate, weight_decay=run.decay)
@@ -331,26 +345,25 @@ def train(run, command):
     if checkpoint:                                                      # an interrupted run goes on
         cfg.resume, cfg.load_from = True, checkpoint
     check(prepare(cfg), 'train')
-    with alone(cfg.work_dir):
-        runner = build_runner(cfg)
-        runner.train()
-        scores = {split: getattr(runner, split)() for split in run.splits}
-        seconds, _ = runner.message_hub.get_scalar('train/time').data
-        common = dict(
-            task=run.task, method=run.method, seed=run.seed, rate=optimizer.lr,
-            weight_decay=optimizer.get('weight_decay', 0.),
-            trained=e3va.report(runner.model)['trained'], saved_mib=round(saved_mib(runner), 2),
-            train_s=round(float(seconds.sum()), 1), steps=len(seconds), commit=commit(), device=device(),
-            command=command)
-        rows = [dict(common, split=split, metric=task.score,
-                     value=round(score(found, task.score, split) * task.get('times', 1), 3))
-                for split, found in scores.items()]
-        write(run.result, json.dumps(rows))                             # whatever becomes of the pictures
-        if run.pictures:
-            from tuning.show import draw_some
-            draw_some(runner, run.pictures, run.folder / 'pictures', run.folder / 'truth')
-        for path in run.folder.glob('*.pth'):                           # the rows are what is wanted
-            path.unlink()
+    runner = build_runner(cfg)
+    runner.train()
+    scores = {split: getattr(runner, split)() for split in run.splits}
+    seconds, _ = runner.message_hub.get_scalar('train/time').data
+    common = dict(
+        task=run.task, method=run.method, seed=run.seed, rate=optimizer.lr,
+        weight_decay=optimizer.get('weight_decay', 0.),
+        trained=e3va.report(runner.model)['trained'], saved_mib=round(saved_mib(runner), 2),
+        train_s=round(float(seconds.sum()), 1), steps=len(seconds), commit=commit(), device=device(),
+        command=command)
+    rows = [dict(common, split=split, metric=task.score,
+                 value=round(score(found, task.score, split) * task.get('times', 1), 3))
+            for split, found in scores.items()]
+    write(run.result, json.dumps(rows))                                 # whatever becomes of the pictures
+    if run.pictures:
+        from tuning.show import draw_some
+        draw_some(runner, run.pictures, run.folder / 'pictures', run.folder / 'truth')
+    for path in run.folder.glob('*.pth'):                               # the rows are what is wanted
+        path.unlink()
 
 
 def score(found, name, split):
@@ -360,6 +373,8 @@ def score(found, name, split):
     value = float(found.get(name, 0))
     if value == -1:                                                     # pycocotools' word for it
         raise ValueError(f'the {split} split has no score {name}: there is no object in it')
+    if not math.isfinite(value):
+        raise ValueError(f'{name} of the {split} split is {value}: has the training diverged? Look at its loss')
     return value
 
 
@@ -373,10 +388,15 @@ def device():
 
 # ---- what came out
 
-def collect(out):
-    """All rows under a folder, which also go to its rows.jsonl."""
+def collect(out, tasks):
+    """All rows under a folder, which also go to its rows.jsonl; of these tasks none of a config that was another."""
     from e3va.files.whole import write
-    rows = [row for file in sorted(Path(out).glob('*/*/*/*.json')) for row in json.loads(file.read_text())]
+    marks = {task.name: task.mark for task in tasks}
+    rows = []
+    for file in sorted(Path(out).glob('*/*/*/*.json')):
+        name, _, mark = file.parents[2].name.rpartition('-')
+        if marks.get(name, mark) == mark:
+            rows += json.loads(file.read_text())
     write(Path(out) / 'rows.jsonl', ''.join(json.dumps(row) + '\n' for row in rows))
     return rows
 

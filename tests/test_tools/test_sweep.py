@@ -107,6 +107,18 @@ def test_a_method_may_have_rates_of_its_own(place, tmp_path):
         ('fixed:train_out_norms=True', 1e-3), ('bitfit', 1e-4), ('bitfit', 1e-2)]
 
 
+def test_the_rows_are_of_the_config_as_it_is(place, tmp_path):
+    """A run of before an edit stands in its folder, and is no second value of its seed in the rows."""
+    for old, new in ('', ''), ('max_epochs=2', 'max_epochs=1'):
+        (tmp_path / 'colours.py').write_text(CONFIG.replace(old, new))
+        assert swept('--methods', 'fixed', '--seeds', '1') == 0
+    assert len(place) == 2 and [row['steps'] for row in rows()] == [2, 2]
+    (tmp_path / 'others.py').write_text(CONFIG)
+    with pytest.raises(SystemExit):
+        sweep.main(['others.py', '--workers', '1', '--out', 'out', '--methods', 'fixed', '--seeds', '1'])
+    assert {row['task'] for row in rows()} == {'colours', 'others'}     # those of other commands stay
+
+
 def test_a_task_without_a_val_split(place, tmp_path, capsys):
     """Scored on test once; nothing is chosen by that, but by what `choose` puts in its place."""
     text = CONFIG + 'val_dataloader = test_dataloader\n'
@@ -195,6 +207,43 @@ def test_wrong_arguments(place, capsys, arguments, words):
     assert words in capsys.readouterr().err and not place
 
 
+def test_what_another_sweep_has_made_is_left(place, monkeypatch, tmp_path):
+    """Two sweeps into one folder: a run that ended while its worker started, or while it waited for one."""
+    assert swept('--methods', 'fixed', '--seeds', '1') == 0
+    run = sweep.run_of(sweep.load_task('colours.py'), 'fixed', None, None, 1, ('val', 'test'), 'out')
+    before = run.result.read_bytes()
+    sweep.train(run, 'another command')
+    assert run.result.read_bytes() == before
+
+    def start(self, run, place, say):
+        place_of.append(run.method)
+        for method in ('fixed', 'bitfit'):                              # the other sweep makes both
+            path = run.result.parents[2] / method / run.folder.name / run.result.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(before)
+        return True
+
+    place_of = []
+    monkeypatch.setattr(sweep.Pool, 'start', start)
+    assert swept('--methods', 'fixed,bitfit', '--seeds', '2') == 0
+    assert place_of == ['fixed']
+
+
+def test_two_tasks_of_one_name(place, tmp_path, capsys):
+    """Their rates would be one another's, and their rows the same."""
+    (tmp_path / 'more').mkdir()
+    (tmp_path / 'more/colours.py').write_text(CONFIG)
+    with pytest.raises(SystemExit):
+        sweep.main(['colours.py', 'more', '--methods', 'fixed', '--out', 'out'])
+    assert 'colours.py, more/colours.py: a name is a task in the rows' in capsys.readouterr().err and not place
+
+
+def test_checkpointing_is_asked_of_the_trunk(place, capsys):
+    """`-cp` as of cost.py; here the trunk has none."""
+    assert swept('--methods', 'full-cp', '--seeds', '1') not in (0, None)
+    assert 'full-cp: the trunk VisionTransformer has no option with_cp' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('old, new, words', [
     ("sweep = dict(score='accuracy/top1', ", 'sweep = dict(', 'colours.py says no sweep = dict(score='),
     ("data_root='images'", "data_root='gone'", 'colours.py: there is no folder gone')])
@@ -212,6 +261,8 @@ def test_scores():
         sweep.score({'coco/bbox_mAP': 0.5}, 'mAP', 'val')
     with pytest.raises(ValueError, match='the test split has no score coco/bbox_mAP: there is no object in it'):
         sweep.score({'coco/bbox_mAP': -1.}, 'coco/bbox_mAP', 'test')
+    with pytest.raises(ValueError, match='mIoU of the val split is nan: has the training diverged'):
+        sweep.score({'mIoU': float('nan')}, 'mIoU', 'val')              # which no other score would be above
 
 
 def test_an_error_of_our_own_ends_the_sweep(place, monkeypatch):
