@@ -172,8 +172,9 @@ def configure(args, found, place, out, console):
     spec, = parse_method(choice.method)
     stock = config(found, place, choice.size, choice.batch, choice.epochs, trunk)
     task = task_file(out, found)
+    chosen = ' --tune' * bool(found.split('test'))                      # else val is test, by which nothing is chosen
     write(task, f'# {found.task} of {len(found.classes)} classes, as config.py here but for a method, written by '
-                f'tools/tune.py. Compare methods:\n# {command("sweep.py", task)} --methods fixed,lora,e3va --tune\n\n'
+                f'tools/tune.py. Compare methods:\n# {command("sweep.py", task)} --methods fixed,lora,e3va{chosen}\n\n'
                 f'{stock.pretty_text}')
     cfg = apply_method(stock, spec.method)
     cfg.pop('sweep')

@@ -210,23 +210,23 @@ def test_wrong_arguments(place, capsys, arguments, words):
 def test_what_another_sweep_has_made_is_left(place, monkeypatch, tmp_path):
     """Two sweeps into one folder: a run that ended while its worker started, or while it waited for one."""
     assert swept('--methods', 'fixed', '--seeds', '1') == 0
-    run = sweep.run_of(sweep.load_task('colours.py'), 'fixed', None, None, 1, ('val', 'test'), 'out')
+    run = sweep.run_of(sweep.load_task(Path('colours.py')), 'fixed', None, None, 1, ('val', 'test'), 'out')
     before = run.result.read_bytes()
     sweep.train(run, 'another command')
     assert run.result.read_bytes() == before
 
     def start(self, run, place, say):
-        place_of.append(run.method)
+        started.append(run.method)
         for method in ('fixed', 'bitfit'):                              # the other sweep makes both
             path = run.result.parents[2] / method / run.folder.name / run.result.name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(before)
         return True
 
-    place_of = []
+    started = []
     monkeypatch.setattr(sweep.Pool, 'start', start)
     assert swept('--methods', 'fixed,bitfit', '--seeds', '2') == 0
-    assert place_of == ['fixed']
+    assert started == ['fixed']
 
 
 def test_two_tasks_of_one_name(place, tmp_path, capsys):

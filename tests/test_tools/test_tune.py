@@ -444,6 +444,18 @@ def test_a_run(tmp_path, monkeypatch, capsys, weights, write, task):
     assert 'is of other data' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('splits, chosen', [(('train/', 'val/', 'test/'), ' --tune'), (('train/', 'val/'), '')])
+def test_a_task_says_how_to_compare(tmp_path, monkeypatch, weights, splits, chosen):
+    """Without a test split val is test, and sweep.py refuses to choose by it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('E3VA_CACHE', str(tmp_path / 'cache'))
+    for split in splits:
+        as_folders(Path('data'), 8, split)
+    tune.main(['data', '--plan', '--trunk', 'test_vit', '--weights', str(weights), '--epochs', '1', '--size', '64',
+               '--batch', '4', '--method', 'fixed', '--out', 'out'])
+    assert Path('out/task_data.py').read_text().splitlines()[1].endswith(f'--methods fixed,lora,e3va{chosen}')
+
+
 def test_predict_leaves_out_what_cannot_be_read(tmp_path, capsys):
     with pytest.raises(SystemExit):
         predict.main([str(tmp_path / 'gone.safetensors'), 'x.jpg'])
