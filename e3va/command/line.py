@@ -160,10 +160,11 @@ def full_disk(error):
 def is_users(error):
     """Whether an error is about the input.
 
-    Raised by our own code, a missing file or page, a full disk, or a registry's: a type that it does not know, an
-    argument that the type does not take.
+    Raised by our own code; a file or page that is missing, is a folder or the other way round, or may not be read; a full
+    disk; or a registry's: a type that it does not know, an argument that the type does not take.
     """
-    if isinstance(error, (FileNotFoundError, URLError)) or full_disk(error) or empty_dataset(error):
+    places = FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, URLError
+    if isinstance(error, places) or full_disk(error) or empty_dataset(error):
         return True
     frame = traceback.extract_tb(error.__traceback__)[-1]
     file, package = Path(frame.filename).resolve(), Path(__file__).resolve().parents[1]

@@ -81,6 +81,13 @@ def test_the_claims_name_methods():
         assert claim['relation'] in ('above', 'not below')
 
 
+def test_a_folder_is_no_file_of_rows(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        tool('analysis_tools/compare.py').main([str(tmp_path)])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: [Errno 21] Is a directory: '{tmp_path}'\n"
+
+
 def test_seeds_are_averaged_first(tmp_path, capsys):
     entries = rows('fgvc', fgvc.TASKS, 'lora', [80.] * 5) + rows('fgvc', ['cub'], 'lora', [90.], seed=1)
     found = cells(run(tmp_path, capsys, entries), 'lora')
