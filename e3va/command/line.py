@@ -160,8 +160,8 @@ def full_disk(error):
 def is_users(error):
     """Whether an error is about the input.
 
-    Raised by our own code; a file or page that is missing, is a folder or the other way round, or may not be read; a full
-    disk; or a registry's: a type that it does not know, an argument that the type does not take.
+    Raised by our own code; a file or page that is missing, or a folder in its place, or not to be read; a full disk; or
+    a registry's: a type that it does not know, an argument that the type does not take.
     """
     places = FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, URLError
     if isinstance(error, places) or full_disk(error) or empty_dataset(error):
