@@ -1,5 +1,6 @@
 """From a stock trunk to a tuned one: `Tuned` for configs, `tune` for everybody else."""
 import dataclasses
+import inspect
 import re
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ from .layers.adopted import AdoptedLinear
 from .layers.gelu import keep_8_bits
 from .layers.read import call_through, expect_calls
 from .methods import Fixed, Full, Method, build_method
-from .methods.base import again_by_block, beside, in_8_bits, in_part
+from .methods.base import with_options
 from .methods.targets import ALL, find_also, matches, named, say
 from .registry import METHODS, MODELS
 from .surgery import near, rebind
@@ -119,6 +120,14 @@ def scoped(trunk):
                      f"of another library takes its prefix, e.g. 'mmpretrain.ConvNeXt', timm's is 'e3va.TimmTrunk'")
 
 
+def untuned(config):
+    """Make of a config of `Tuned`, a ConfigDict, the stock trunk's, in place."""
+    config.type = config.trunk
+    for name in inspect.signature(Tuned).parameters:
+        if name != 'options':
+            config.pop(name, None)
+
+
 def check_out_indices(trunk, options):
     """ValueError where a stock constructor would fail deep inside, or ignore an index, for an index out of range."""
     indices, depths = options.get('out_indices'), options.get('depths')
@@ -165,7 +174,7 @@ def tune(module: nn.Module, method: str | dict | Method, config: dict | None = N
         ValueError: a name that nothing has, a layer that the method cannot adapt, a method that does not know the
             blocks of the trunk, or finds nothing to train.
     """
-    method = in_8_bits(in_part(again_by_block(beside(build_method(method), also), recompute), backward), gelu)
+    method = with_options(build_method(method), also, recompute, backward, gelu)
     if any(hasattr(child, 'tuning') for child in module.modules()):
         raise ValueError(f'a method given twice: {type(module).__name__} has one already; build the trunk anew, or '
                          'take its e3va.merge')
@@ -227,14 +236,13 @@ def tune(module: nn.Module, method: str | dict | Method, config: dict | None = N
         trunk.tuning.fresh = {name for name in stock if name not in trained and name.rpartition('.')[0] not in own
                               and not re.fullmatch(r'norm\d+\..*', name)}
     loading.watch(trunk)
+    backbone = trunk.backbone if tuning.rest else trunk
     if method.recompute:
-        part = trunk.backbone if tuning.rest else trunk
-        recompute_blocks(part, FAMILIES.get(family_of(part)), method.recompute)
+        recompute_blocks(backbone, FAMILIES.get(family_of(backbone)), method.recompute)
     if method.backward:
-        part = trunk.backbone if tuning.rest else trunk
-        sample_backward(part, FAMILIES.get(family_of(part)), method.backward)
+        sample_backward(backbone, FAMILIES.get(family_of(backbone)), method.backward)
     if method.gelu == 'int8':
-        keep_8_bits(trunk.backbone if tuning.rest else trunk, method.gelu != type(method).gelu)
+        keep_8_bits(backbone, demanded=method.gelu != type(method).gelu)
     let_stock_checkpoint(trunk)
     rebind(trunk, 'train', train)
     if method.hook:

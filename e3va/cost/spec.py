@@ -10,6 +10,7 @@ from mmengine.registry import MODELS
 
 from ..command.config import apply_method, is_tuned, load_method
 from ..methods import build_method
+from ..tuned import untuned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +74,7 @@ def stock(cfg):
     cfg = copy.deepcopy(cfg)
     backbone = (cfg.get('model') or {}).get('backbone')
     if isinstance(backbone, dict) and is_tuned(backbone):
-        backbone.type = backbone.trunk
-        for name in ('trunk', 'method', 'also', 'recompute', 'backward', 'gelu'):
-            backbone.pop(name, None)
+        untuned(backbone)
     if cfg.get('model'):
         drop_weights(cfg.model)
         if cfg.get('data_preprocessor'):

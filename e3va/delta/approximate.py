@@ -21,7 +21,7 @@ from ..loading import shorten
 from ..methods.base import build_method, integer
 from ..surgery import near
 from ..trunks import head_entries
-from ..tuned import find_tuned, part_to_tune, scoped, tune
+from ..tuned import find_tuned, part_to_tune, scoped, tune, untuned
 from .base import load_base
 from .config import heard, told
 from .extract import delta
@@ -194,7 +194,5 @@ def stock_backbone(tuned, backbone):
         if method.type.rpartition('.')[2] != 'Full':
             raise ValueError(f'{tuned} was trained by {method.type} and not as a whole: it has a delta, which '
                              'tools/model_converters/publish_delta.py writes')
-        trunk.type = trunk.trunk
-        for name in ('trunk', 'method', 'also', 'recompute', 'backward', 'gelu'):
-            trunk.pop(name, None)
+        untuned(trunk)
     return ConfigDict(trunk, type='e3va.Tuned', trunk=trunk.type, method='Fixed'), trunk

@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..methods.base import choice, integer, length, number
 from ..registry import HOOKS
-from ..train.change import change, epoch_length, part_of, plain, rewrap
+from ..train.change import change, epoch_length, length_said, part_of, plain, rewrap
 from ..train.recorded import same_options
 from ..train.retire import retire
 from ..trunks import head_entries
@@ -89,29 +89,24 @@ class DMLoRAHook(Hook):
         each = epoch if self.by_epoch and self.iterates else 1          # of what the loop counts, in our unit
         self.end = loop.max_iters if self.iterates else loop.max_epochs
         self.end_iter = loop.max_iters
-        self.period = part_of(self.every, self.end_iter) * (each if self.every >= 1 else 1)
-        log, count, own = runner.logger, self.method.branches, 'epochs' if self.by_epoch else 'iterations'
-
-        def said(value):
-            return f'{value} {own if value >= 1 else "of the run"}'
-
+        self.period = part_of(self.every, self.end_iter, each)
+        log, count, every = runner.logger, self.method.branches, length_said(self.every, self.by_epoch)
         if self.halving == 'none':
             log.info(f'DMLoRA: {count} branches to the end of the training')
         else:
             if count % self.down_to or (count // self.down_to) & (count // self.down_to - 1):
                 raise ValueError(f'{count} branches cannot be halved to down_to={self.down_to}: take branches='
                                  f'{self.down_to} times a power of 2, e.g. {4 * self.down_to} or {8 * self.down_to}')
-            log.info(f'DMLoRA: {count} branches, halved every {said(self.every)} down to {self.down_to} '
+            log.info(f'DMLoRA: {count} branches, halved every {every} down to {self.down_to} '
                      f'({self.halving})')
             left = self.wanted((self.end if self.counts_epochs or self.iterates else self.end_iter) - 1)
             if left > self.down_to:
-                log.warning(f'DMLoRA: every={said(self.every)} is too long for this run to come down to '
+                log.warning(f'DMLoRA: every={every} is too long for this run to come down to '
                             f'{self.down_to}: it ends with {left} of {count} branches. Take a smaller `every`, e.g. '
                             '0.1 of the run, or a longer run')
         if self.scale_length:
-            share = self.scale_length < 1
-            extra = part_of(self.scale_length, self.end) * (1 if share else each)
-            if not share and not self.by_epoch and not self.iterates:
+            extra = part_of(self.scale_length, self.end, each)
+            if not (isinstance(self.scale_length, float) or self.by_epoch or self.iterates):
                 extra, rest = divmod(extra, epoch)
                 if rest:
                     raise ValueError(f'scale_length={self.scale_length} iterations are no whole epochs of {epoch}, '
@@ -125,7 +120,7 @@ class DMLoRAHook(Hook):
 
     @property
     def counts_epochs(self):
-        return self.by_epoch and not self.iterates and self.every >= 1
+        return self.by_epoch and not self.iterates and not isinstance(self.every, float)
 
     def wanted(self, position):
         """Branches at an epoch, or at an iteration where `every` counts these or is a share."""

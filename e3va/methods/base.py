@@ -286,8 +286,8 @@ def build_method(method):
         raise ValueError(f"a method is a name or a dict, e.g. dict(type='E3VA', rank=8), not {str(method):.100}")
     options = dict(type=method) if isinstance(method, str) else dict(method or {})
     # every method has these, see `tune`
-    also, train_input, way = options.pop('also', ()), options.pop('train_input', True), options.pop('recompute', None)
-    share, gelu = options.pop('backward', None), options.pop('gelu', None)
+    also, train_input = options.pop('also', ()), options.pop('train_input', True)
+    others = [options.pop(name, None) for name in ('recompute', 'backward', 'gelu')]
     name = options.pop('type', None)
     if name is None:
         raise ValueError(f"no method is named in {method!r}; write method=dict(type='E3VA', rank=8)")
@@ -302,10 +302,15 @@ def build_method(method):
     unknown = [option for option in options if option not in known]
     if unknown:
         raise ValueError(f'method {name} has no option {unknown[0]!r}; it has: {", ".join(known)}')
-    method = in_8_bits(in_part(again_by_block(beside(kind(**options), also), way), share), gelu)
+    method = with_options(kind(**options), also, *others)
     if not choice('train_input', train_input, (True, False)):
         method.train_input = method.config['train_input'] = False
     return method
+
+
+def with_options(method, also, recompute, backward, gelu):
+    """The method with what every method may be given, see `tune`; of what is None it keeps its own."""
+    return in_8_bits(in_part(again_by_block(beside(method, also), recompute), backward), gelu)
 
 
 def beside(method, also):

@@ -12,7 +12,7 @@ from ..delta.load import differences
 from ..methods.base import choice, length, number
 from ..methods.routing import KEY, follow_routing, routing_of, table_of
 from ..registry import HOOKS
-from ..train.change import epoch_length, part_of, plain, settle
+from ..train.change import epoch_length, length_said, part_of, plain, settle
 from ..train.recorded import same_options
 from ..tuned import find_tuned
 from . import plan as pear
@@ -81,9 +81,8 @@ class PearHook(Hook):
             raise ValueError(f'PearHook needs an optimizer wrapper that reads gradients, not '
                              f"{type(runner.optim_wrapper).__name__}: set optim_wrapper.type='e3va.PearOptimWrapper', "
                              "or 'e3va.AmpPearOptimWrapper'")
-        epoch, share = epoch_length(runner), isinstance(self.warmup, float)
-        unit = 'of the run' if share else 'epochs' if self.by_epoch else 'iterations'
-        self.end = part_of(self.warmup, runner.max_iters) * (epoch if self.by_epoch and not share else 1)
+        epoch, warmup = epoch_length(runner), length_said(self.warmup, self.by_epoch)
+        self.end = part_of(self.warmup, runner.max_iters, epoch if self.by_epoch else 1)
         self.begin = max(0, self.end - epoch)
         groups, sizes = pear.alike(trunk, self.share_scope)
         self.idle = not pear.plan(torch.zeros(len(sizes)), groups, sizes, self.ratio, self.scope).wanted
@@ -93,10 +92,10 @@ class PearHook(Hook):
                         f'units the smallest ratio that prunes one is {math.ceil(1e4 / most) / 1e4:g}')
             return
         if self.end >= runner.max_iters:
-            raise ValueError(f'the warm-up of Pear, {self.warmup} {unit}, is not shorter than the run, '
+            raise ValueError(f'the warm-up of Pear, {warmup}, is not shorter than the run, '
                              f'{runner.max_iters} iterations of which an epoch has {epoch}: nothing would be pruned. '
                              'Take a smaller `warmup` or a longer run')
-        log.info(f'Pear: {method}, {100 * self.ratio:g} % of the units are pruned after {self.warmup} {unit}, by '
+        log.info(f'Pear: {method}, {100 * self.ratio:g} % of the units are pruned after {warmup}, by '
                  f'{self.criterion} of iterations {self.begin + 1} to {self.end}')
 
     def units_of(self, model):

@@ -22,9 +22,14 @@ def epoch_length(runner):
     return -(-len(loader) // (get_world_size() if isinstance(sampler, InfiniteSampler) else 1))
 
 
-def part_of(value, whole):
-    """A length of an option: itself, or where it is a share (a float below 1) that much of the whole, at least 1."""
-    return max(1, round(value * whole)) if isinstance(value, float) else value
+def part_of(value, whole, unit):
+    """A length that an option gives: so many units, or, a float, that share of the whole, at least 1."""
+    return max(1, round(value * whole)) if isinstance(value, float) else value * unit
+
+
+def length_said(value, by_epoch):
+    """The same for a message, e.g. '10 epochs' or '0.1 of the run'."""
+    return f'{value} {"of the run" if isinstance(value, float) else "epochs" if by_epoch else "iterations"}'
 
 
 def change(runner, function):

@@ -43,11 +43,14 @@ TRUNK = 'vit_b'                                                         # of the
 
 def read(files):
     """{(suite or '', trunk or ''): {task: {method: {seed: value}}}}."""
-    results, tried = defaultdict(lambda: defaultdict(dict)), defaultdict(dict)
+    results, tried, val = defaultdict(lambda: defaultdict(dict)), defaultdict(dict), None
     for (task, method, *setting), values in seeds(files, partial(taken, 'test'), HAS, 'the test split').items():
-        tried[task, method][tuple(setting)] = values
+        tried[task, method][(task, method, *setting)] = values
     for (task, method), settings in tried.items():
-        values = settings[best(files, task, method, settings)]
+        if len(settings) > 1 and val is None:                           # read where it is needed, once
+            val = seeds(files, partial(taken, 'val'), HAS,
+                        f'val, by which the settings of {task}, {method} are told apart')
+        values = settings[max(settings, key=partial(mean_on, val)) if len(settings) > 1 else next(iter(settings))]
         suite, _, rest = task.partition('_')
         name = next((name for name in SUITES.get(suite, ()) if f'{rest}_'.startswith(f'{name}_')), None)
         if name is None:
@@ -64,12 +67,9 @@ def taken(split, row):
     return (row['task'], row['method'], *setting), row.get('seed', 0), value_of(row)
 
 
-def best(files, task, method, settings):
-    """Of several settings the one with the best mean on val."""
-    if len(settings) == 1:
-        return next(iter(settings))
-    val = seeds(files, partial(taken, 'val'), HAS, f'val, by which the settings of {task}, {method} are told apart')
-    return max(settings, key=lambda setting: mean(val.get((task, method, *setting), {0: float('-inf')}).values()))
+def mean_on(val, setting):
+    """The mean of a setting's seeds on val; behind all others where it has none there."""
+    return mean(val.get(setting, {0: float('-inf')}).values())
 
 
 def printed(suite, methods):
