@@ -20,7 +20,8 @@ from collections import Counter
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parent
-sys.path[:0] = [str(TOOLS / 'tuning'), str(TOOLS / 'demo')]
+sys.path.insert(0, str(TOOLS / 'demo'))
+sys.path.append(str(TOOLS))                                             # behind all packages
 
 TASKS = ('detection', 'instance', 'semantic', 'classification')
 SHOWN = 3                                                               # best and worst images on the page
@@ -64,14 +65,14 @@ def main(argv=None):
 def tune(args):
     from rich.console import Console
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True, markup=False, emoji=False)
-    from found import find
+    from tuning.found import find
     found = find(args.data, args.task)
     data = rows(found)
     show_data(console, found, data)
     if args.look:
         return
     from fetch import cache_folder
-    from task import prepare_data
+    from tuning.task import prepare_data
 
     from e3va.command.checks import check_work_dir
     from e3va.files.whole import alone
@@ -141,10 +142,10 @@ def show_data(console, found, data):
 
 def configure(args, found, place, out, console):
     """(config, reasons): those of an earlier start of the same command, else chosen now and written to config.py."""
-    from choice import choose
     from mmengine.config import Config
     from prepare import prepare_weights
-    from task import TRUNK, config, describe
+    from tuning.choice import choose
+    from tuning.task import TRUNK, config, describe
 
     from e3va.command.config import apply_method
     from e3va.cost.spec import parse as parse_method
@@ -201,7 +202,7 @@ def train(cfg, out, found, console):
     """The trained runner; an interrupted run goes on, a finished one is loaded."""
     from mmengine.runner import Runner
     from progress import ProgressHook
-    from show import Peek
+    from tuning.show import Peek
 
     from e3va.command.checks import check
     from e3va.command.config import prepare
@@ -224,9 +225,8 @@ def train(cfg, out, found, console):
 
 
 def finish(runner, cfg, out, found, data, why, console):
-    import page
-    import show
-    from task import SCORES
+    from tuning import page, show
+    from tuning.task import SCORES
 
     import e3va
     score, times = SCORES[found.task]

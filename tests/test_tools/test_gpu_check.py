@@ -20,11 +20,14 @@ def start(out, *arguments, **environment):
 
 @pytest.fixture
 def room(monkeypatch):
-    """Imports from tools/gpu_check."""
+    """Imports from tools/gpu_check, whatever else has such a name."""
+    names = [path.stem for path in CHECK.glob('*.py')]
+    others = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     monkeypatch.syspath_prepend(str(CHECK))
     yield lambda name: __import__(name)
-    for name in ('record', 'page', 'pictures', 'run'):
+    for name in names:
         sys.modules.pop(name, None)
+    sys.modules.update(others)
 
 
 def rows_of(out):
@@ -106,8 +109,6 @@ def test_what_figures_measure(tmp_path, room, monkeypatch):
     for line in text.splitlines():
         if line.startswith('| e3va |'):
             assert abs(float(line.split('|')[5].strip(' %'))) < 10       # the plan's error
-    for name in ('cases', 'figures', 'fits', 'predict'):
-        sys.modules.pop(name, None)
 
 
 PART = '''import os, sys, time

@@ -1,6 +1,5 @@
 """tools/tune.py: what folders hold, what is chosen, a run of each task to its page; tools/predict.py on its delta."""
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +11,9 @@ from PIL import Image
 import e3va
 from tests.conftest import tool
 
-TOOLS = Path(__file__).parents[2] / 'tools'
 tune, predict, delta = tool('tune.py'), tool('predict.py'), tool('misc/delta.py')
 
-
-@pytest.fixture
-def found(monkeypatch):
-    """The module that reads folders."""
-    monkeypatch.syspath_prepend(str(TOOLS / 'tuning'))
-    import found
-    return found
+from tuning import choice, found, task  # noqa: E402  tune.py has put tools/ on the path
 
 
 def picture(path, i, size=(80, 60)):
@@ -87,7 +79,7 @@ def as_folders(folder, count=20, split=''):
 @pytest.mark.parametrize('write, kind, classes', [
     (as_coco, 'COCO', ['red', 'orange']), (as_voc, 'Pascal VOC', ['orange', 'red']),
     (as_yolo, 'YOLO', ['red', 'orange'])])
-def test_boxes(tmp_path, found, write, kind, classes):
+def test_boxes(tmp_path, write, kind, classes):
     """The same pictures in three formats: the same boxes, in px from 0."""
     write(tmp_path / 'data')
     got = found.find(tmp_path / 'data')
@@ -101,7 +93,7 @@ def test_boxes(tmp_path, found, write, kind, classes):
         assert box['crowd'] == (write is as_voc and i == 3)
 
 
-def test_masks_and_classes(tmp_path, found):
+def test_masks_and_classes(tmp_path):
     as_masks(tmp_path / 'two')
     got = found.find(tmp_path / 'two')
     assert (got.task, got.values, len(got.classes), len(got.items)) == ('semantic', [0, 255], 2, 20)
@@ -115,7 +107,7 @@ def test_masks_and_classes(tmp_path, found):
     assert all(item.image.parent.name == got.classes[item.label] for item in got.items)
 
 
-def test_splits_that_are_there(tmp_path, found):
+def test_splits_that_are_there(tmp_path):
     for split, count in (('train/', 12), ('valid/', 5), ('test/', 3)):
         as_yolo(tmp_path / 'yolo', count, split)
         as_folders(tmp_path / 'kinds', count, split)
@@ -129,7 +121,7 @@ def test_splits_that_are_there(tmp_path, found):
         assert [len(got.split(split)) for split in ('train', 'val', 'test')] == counts and not got.made
 
 
-def test_splits_that_are_made(tmp_path, found):
+def test_splits_that_are_made(tmp_path):
     """By content: a second look finds the same ones, and two files of one picture are in one split."""
     as_folders(tmp_path / 'kinds', 60)
     for i in range(60):
@@ -144,7 +136,7 @@ def test_splits_that_are_made(tmp_path, found):
     assert again == {item.image: item.split for item in got.items}
 
 
-def test_broken_files_are_counted_and_left_out(tmp_path, found):
+def test_broken_files_are_counted_and_left_out(tmp_path):
     as_coco(tmp_path / 'data', 30)
     pictures = tmp_path / 'data/pictures'
     (pictures / '0.png').write_bytes((pictures / '0.png').read_bytes()[:60])
@@ -164,7 +156,7 @@ def test_broken_files_are_counted_and_left_out(tmp_path, found):
     assert boxes[2][0]['box'] == [70, 50, 10, 10] and boxes[3] == boxes[4] == boxes[5] == []
 
 
-def test_names_as_they_come(tmp_path, found):
+def test_names_as_they_come(tmp_path):
     """Dots and accents in names, upper-case suffixes, marks at the start of files, \\r\\n, no line end at the end."""
     as_yolo(tmp_path / 'yolo', 12, '')
     for path in [*tmp_path.glob('yolo/images/*'), *tmp_path.glob('yolo/labels/*')]:
@@ -189,7 +181,7 @@ def test_names_as_they_come(tmp_path, found):
     assert len(found.find(tmp_path / 'voc').items) == 20
 
 
-def test_links_and_hidden_files(tmp_path, found):
+def test_links_and_hidden_files(tmp_path):
     as_coco(tmp_path / 'real')
     (tmp_path / 'data').mkdir()
     (tmp_path / 'real/boxes.json').rename(tmp_path / 'data/boxes.json')
@@ -201,7 +193,7 @@ def test_links_and_hidden_files(tmp_path, found):
     assert len(got.items) == 20 and got.wrong == {}
 
 
-def test_one_name_in_two_folders(tmp_path, found):
+def test_one_name_in_two_folders(tmp_path):
     """The split of the annotations decides; where nothing does the image is left out."""
     for split in ('train', 'val'):
         as_coco(tmp_path / split, 6)
@@ -216,7 +208,7 @@ def test_one_name_in_two_folders(tmp_path, found):
         found.find(tmp_path / 'sets')
 
 
-def test_unreadable_annotations_are_no_images_without_objects(tmp_path, found):
+def test_unreadable_annotations_are_no_images_without_objects(tmp_path):
     as_yolo(tmp_path / 'data', 20, '')
     (tmp_path / 'data/labels/3.txt').write_text('0 0.5 half 0.1 0.1\n')
     (tmp_path / 'data/labels/4.txt').write_text('-1 0.5 0.5 0.1 0.1\n')
@@ -233,7 +225,7 @@ def test_unreadable_annotations_are_no_images_without_objects(tmp_path, found):
         found.find(tmp_path / 'coco')
 
 
-def test_turned_by_exif_or_of_another_size(tmp_path, found):
+def test_turned_by_exif_or_of_another_size(tmp_path):
     """Sizes are those that training reads, turned as EXIF says; boxes of another size than that are not used."""
     as_coco(tmp_path / 'data', 30)
     turn = Image.Exif()
@@ -257,7 +249,7 @@ def test_turned_by_exif_or_of_another_size(tmp_path, found):
     assert {item.image.stem: item.size for item in got.items}['1'] == (80, 60) and len(got.items) == 28
 
 
-def test_files_that_are_not_as_their_format_has_it(tmp_path, found):
+def test_files_that_are_not_as_their_format_has_it(tmp_path):
     """One line, or a note: never an error from inside, never objects that are lost without a word."""
     def coco(name, change):
         as_coco(tmp_path / name)
@@ -291,7 +283,7 @@ def test_files_that_are_not_as_their_format_has_it(tmp_path, found):
         found.find(tmp_path / 'lossy', 'semantic')
 
 
-def test_outlines_that_cannot_be_drawn(tmp_path, found):
+def test_outlines_that_cannot_be_drawn(tmp_path):
     as_coco(tmp_path / 'data', 30)
     content = json.loads((tmp_path / 'data/boxes.json').read_text())
     bare, = content['annotations'][0]['segmentation']
@@ -315,7 +307,7 @@ def test_outlines_that_cannot_be_drawn(tmp_path, found):
     ((0, 1, 255), 'ground\nred\norange', {0: 'ground', 1: 'red'}),
     ((0, 7, 9), 'a\nb', {0: 'background', 7: 'a', 9: 'b'}),
     ((0, 7), 'a\nb\nc\nd', {0: 'value 0', 7: 'value 7'})])
-def test_names_of_values(tmp_path, found, values, names, want):
+def test_names_of_values(tmp_path, values, names, want):
     as_masks(tmp_path / 'data', 20, values)
     (tmp_path / 'data/classes.txt').write_text(names)
     got = found.find(tmp_path / 'data')
@@ -324,7 +316,7 @@ def test_names_of_values(tmp_path, found, values, names, want):
     assert (said in got.wrong) == (255 in values and 255 not in want)
 
 
-def test_values_are_those_of_masks_that_are_used(tmp_path, found):
+def test_values_are_those_of_masks_that_are_used(tmp_path):
     """A mask of another size, a coloured one and one of 1 bit add none; each is told of once."""
     as_masks(tmp_path / 'data', 20)
     masks = tmp_path / 'data/masks'
@@ -339,8 +331,7 @@ def test_values_are_those_of_masks_that_are_used(tmp_path, found):
     assert 'more values (21) than masks: are their edges smoothed?' in found.find(tmp_path / 'soft').wrong
 
 
-def test_a_mask_that_is_drawn_again_is_other_data(tmp_path, found):
-    import task
+def test_a_mask_that_is_drawn_again_is_other_data(tmp_path):
     as_masks(tmp_path / 'data')
     place = task.prepare_data(found.find(tmp_path / 'data'), tmp_path / 'cache')
     mask = np.asarray(Image.open(tmp_path / 'data/masks/3.png')).copy()
@@ -462,10 +453,8 @@ def test_predict_leaves_out_what_cannot_be_read(tmp_path, capsys):
     assert 'there is no file' in capsys.readouterr().err
 
 
-def test_a_task_has_rates_for_full(tmp_path, found, monkeypatch):
+def test_a_task_has_rates_for_full(tmp_path, monkeypatch):
     """Those of the base config: LoRA's are no choice for a whole trunk."""
-    monkeypatch.syspath_prepend(str(TOOLS / 'demo'))
-    import task
     as_masks(tmp_path / 'data')
     got = found.find(tmp_path / 'data')
     trunk = dict(task.describe('test_vit'), weights=tmp_path / 'none.pth')
@@ -474,15 +463,10 @@ def test_a_task_has_rates_for_full(tmp_path, found, monkeypatch):
     for base in task.BASES.values():
         given = task.load_config(task.CONFIGS / base).sweep
         assert max(given.rates_of['full']) < max(given.rates)
-    for name in ('task', 'found'):
-        sys.modules.pop(name, None)
 
 
-def test_the_ladder(tmp_path, found, monkeypatch):
+def test_the_ladder(tmp_path, monkeypatch):
     """Less memory: LoRA with GELUs of 8 bits, then its blocks run again, then the highway, then what to give."""
-    monkeypatch.syspath_prepend(str(TOOLS / 'demo'))
-    import choice
-    import task
     as_yolo(tmp_path / 'data', 40, '')
     got = found.find(tmp_path / 'data')
     place = task.prepare_data(got, tmp_path / 'cache')
@@ -497,5 +481,3 @@ def test_the_ladder(tmp_path, found, monkeypatch):
     assert choice.fit(got, place, trunk, 128, peaks['lora'], given)[0] == 'lora'
     assert choice.fit(got, place, trunk, 128, peaks['lora'] - 1, given)[0] == 'lora:gelu=int8'
     assert choice.fit(got, place, trunk, 128, min(peaks.values()) - 1, given) is None
-    for name in ('choice', 'task', 'found'):
-        sys.modules.pop(name, None)

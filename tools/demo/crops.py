@@ -9,7 +9,7 @@ import random
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / 'tuning')]
+sys.path.append(str(Path(__file__).resolve().parents[1]))               # tools/, behind all packages
 
 MARGIN = 1.2                             # side of a crop over the longest side of its box
 BALANCED = dict(train=300, val=200)      # crops at most, as many of each class; all boxes of test
@@ -22,7 +22,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     from e3va.command.line import one_line_errors  # first of all: it helps the stack import
     with one_line_errors():
-        from found import find
+        from tuning.found import find
         if Path(args.out).exists():
             raise ValueError(f'{args.out} is there already: name another folder, or remove it')
         found = find(args.folder, 'detection')

@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 
 import torch
-from task import EPOCHS, config
 
 from e3va.command.config import apply_method, prepare
 from e3va.cost.plan import in_turn
 from e3va.cost.spec import parse
+
+from .task import EPOCHS, config
 
 GIB = 2 ** 30
 LADDER = 'lora', 'lora:gelu=int8', 'lora:recompute=block', 'e3va', 'e3va:mode=stream'

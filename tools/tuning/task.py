@@ -9,11 +9,12 @@ import os
 from pathlib import Path
 
 import numpy as np
-from found import IGNORED, mask_of
 from PIL import Image
 from whole import whole
 
 from e3va.command.config import load_config, nodes
+
+from .found import IGNORED, mask_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 BASES = dict(detection='demo/atss_vit-s.py', instance='bench/instances.py', semantic='bench/nuclei.py',
