@@ -66,8 +66,9 @@ class Bottleneck(Quantised):
             nn.init.trunc_normal_(self.up, std=1e-3, a=-2e-3, b=2e-3)
         self.quantise(bits, 'down', 'up')
 
-    def forward(self, x):
-        inner = F.linear(x, self.value('down'), self.down_bias)
+    def forward(self, x, linear=F.linear):
+        """`linear` is what multiplies x by D; see `layers.packed`."""
+        inner = linear(x, self.value('down'), self.down_bias)
         if self.activation:
             inner = ACTIVATIONS[self.activation](inner)
         inner, up = F.dropout(inner, self.dropout, self.training), self.value('up')

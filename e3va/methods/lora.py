@@ -9,8 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..layers import Bottleneck, DeltaConv2d, DeltaLinear, SlicedLinear, served
+from ..layers.packed import WAYS, linear_of
 from ..layers.quantised import BITS
 from ..layers.sparse import take
+from ..layers.summed import pays, summed
 from ..registry import METHODS
 from ..surgery import replace
 from .base import Method, choice, integer, last_blocks, layers, number, places
@@ -25,9 +27,9 @@ class LoRALinear(SlicedLinear):
     Shapes: `pairs` {slice: unit with `down` A (r, in), `up` B (out / of, r)}; x (..., in).
     """
 
-    def __init__(self, old, rank, scale, slices=(0,), of=1, bits=32, dropout=0.):
+    def __init__(self, old, rank, scale, slices=(0,), of=1, bits=32, dropout=0., inputs='exact'):
         DeltaLinear.__init__(self, old)
-        self.of, self.scale = of, scale
+        self.of, self.scale, self.inputs = of, scale, inputs
         # A as the authors: kaiming with a = sqrt(5).
         self.pairs = nn.ModuleDict({
             str(part): Bottleneck(old.in_features, rank, None, dropout, False, 'lora_kaiming', scale, bits, self.width)
@@ -41,9 +43,17 @@ class LoRALinear(SlicedLinear):
         return [self.scale * pair.value('up') @ pair.value('down') for pair in served(self.pairs).values()]
 
     def forward(self, x):
-        """The same by thin products: no tensor of the weight's size is made."""
-        out, pairs = F.linear(x, self.weight, self.bias), served(self.pairs)
-        return self.add(out, [pair(x) for pair in pairs.values()]) if pairs else out
+        """The same by thin products, or by the sum of the weights where that is less work."""
+        pairs = served(self.pairs)
+        if not pairs:
+            return F.linear(x, self.weight, self.bias)
+        frozen = not (self.weight.requires_grad or self.bias is not None and self.bias.requires_grad)
+        drops = self.training and any(pair.dropout for pair in pairs.values())
+        if frozen and not drops and pays(x, self.weight, self.width):
+            factors = [pair.value(name) for name in ('down', 'up') for pair in pairs.values()]
+            return summed(x, self.weight, self.bias, self.inputs, self.scale, self.of, self.slices, *factors)
+        linear = linear_of(x, self.inputs)
+        return self.add(F.linear(x, self.weight, self.bias), [pair(x, linear) for pair in pairs.values()])
 
 
 class LoRAConv2d(DeltaConv2d):
@@ -120,6 +130,8 @@ class LoRA(Method):
         bits (int): of each entry of the factors: 1 (Bi-LoRA), 2, 4, or 32, floats. A saved delta has these bits: rank
             32 in 1 bit on ViT-B is 147,840 bytes.
         dropout (float): of the r channels between the factors. Default: 0.1 with fewer than 32 bits (Bi-LoRA), else 0.
+        inputs (str): 'int8' lets an adapted linear keep its input in 8 bits for the gradient of A, which is approximate
+            then (`layers.packed`); 'exact' as it is.
         blocks (int): the last so many blocks in front of the last output alone are adapted, and nothing is
             backpropagated further, as with `Partial`. Default: all.
         train_out_norms (bool): see `Method`.
@@ -132,7 +144,7 @@ class LoRA(Method):
     unit = Bottleneck
 
     def __init__(self, rank=8, alpha=None, roles=None, bits=32, dropout=None, train_out_norms=False, targets=None,
-                 blocks=None):
+                 blocks=None, inputs='exact'):
         super().__init__(train_out_norms)
         self.rank = integer('rank', rank)
         self.blocks = blocks if blocks is None else integer('blocks', blocks)
@@ -140,6 +152,7 @@ class LoRA(Method):
         self.roles, self.targets = places(roles, targets)
         self.bits = choice('bits', integer('bits', bits), BITS)
         self.dropout = number('dropout', (0. if bits == 32 else 0.1) if dropout is None else dropout, 0, 1)
+        self.inputs = choice('inputs', inputs, WAYS)
         self.starts_at_trunk = bits == 32
         self.linear = self.linear if bits == 32 else None               # codes have no shares
 
@@ -169,7 +182,7 @@ class LoRA(Method):
         if isinstance(old, nn.Conv2d):
             return LoRAConv2d(old, rank, scale, self.bits, self.dropout)
         if isinstance(old, nn.Linear):
-            return LoRALinear(old, rank, scale, slices, of, self.bits, self.dropout)
+            return LoRALinear(old, rank, scale, slices, of, self.bits, self.dropout, self.inputs)
         if self.dropout:
             raise ValueError(f"LoRA(dropout={self.dropout}) is between the factors, and torch's attention takes their "
                              "product alone: give dropout=0")

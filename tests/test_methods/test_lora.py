@@ -7,10 +7,13 @@ import torch
 from torch import nn
 
 import e3va
+from e3va.cost.saved import saved_bytes
 from e3va.delta.peft import export_peft
+from e3va.layers.summed import pays
 from e3va.methods.lora import LoRALinear
 from e3va.trunks import used
-from tests.conftest import build, distance, image, pair, projected, stir, tensors
+from e3va.trunks.sampled import drawing, most
+from tests.conftest import build, distance, image, pair, projected, steady, stir, tensors
 from tests.test_layers.test_quantised import FEW, plain
 
 from .counts import count
@@ -33,6 +36,68 @@ def test_equation(of, slices):
     torch.testing.assert_close(layer(x), want)
     torch.testing.assert_close(x @ (layer.weight + layer.delta()).T + layer.bias, want)
     torch.testing.assert_close(layer.merged()(x), want)
+
+
+@pytest.mark.parametrize('bits', [32, 1])
+@pytest.mark.parametrize('of,slices', [(1, (0,)), (3, (0, 2)), (3, (1,))])
+def test_the_sum_of_weights(of, slices, bits, monkeypatch):
+    """Of many tokens: outputs and gradients are those of thin products within rounding."""
+    torch.manual_seed(0)
+    layer = LoRALinear(nn.Linear(12, 24 // of * of), 4, 0.5, slices, of, bits).requires_grad_(False)
+    layer.pairs.requires_grad_(True)
+    for unit in layer.pairs.values():
+        nn.init.normal_(unit.up)
+    x, weights = torch.randn(4, 10, 12, requires_grad=True), torch.randn(4, 10, 24)
+    inputs = x, *layer.pairs.parameters()
+    assert pays(x, layer.weight, layer.width)
+    out = layer(x)
+    found = torch.autograd.grad((out * weights).sum(), inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), out, rtol=0, atol=0)
+    monkeypatch.setattr('e3va.methods.lora.pays', lambda *_: False)
+    want = layer(x)
+    torch.testing.assert_close(out, want)
+    for one, other in zip(found, torch.autograd.grad((want * weights).sum(), inputs)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_where_thin_products_stay(monkeypatch):
+    """Few tokens, 16 bits, autocast, a trace, a dropout between the factors, a weight that trains."""
+    monkeypatch.setattr('e3va.methods.lora.summed', None)
+    layer, x = LoRALinear(nn.Linear(12, 12), 4, 1., dropout=0.5).eval(), torch.randn(40, 12)
+    layer(x)                                                            # the weight trains
+    layer.requires_grad_(False)
+    layer(x[:5])
+    layer.train()(x), layer.eval()
+    with torch.autocast('cpu', torch.bfloat16):
+        layer(x)
+    torch.jit.trace(layer, x, check_trace=False)
+    copy.deepcopy(layer).bfloat16()(x.bfloat16())
+    with pytest.raises(TypeError):
+        layer(x)
+
+
+@pytest.mark.parametrize('method', ['LoRA', 'E3VAMix'])
+@pytest.mark.parametrize('trunk', ['vit_timm', 'swin_mmdet'])
+def test_inputs_in_8_bits(trunk, method):
+    """The outputs are the same; every factor's gradient has a cosine above 0.999, B's but for x; fewer bytes are kept.
+    """
+    exact, packed = (steady(trunk, 'lora', type=method, inputs=way, roles=('q', 'v', 'fc2'))
+                     for way in ('exact', 'int8'))
+    x, kept, found = image(trunk), [], []
+    for model in (exact, packed):
+        with drawing(most):
+            kept.append(saved_bytes(lambda: projected(model(x)), model))
+            out = projected(model(x))
+        out.backward()
+        found.append((out.detach(), {name: value.grad.double() for name, value in model.named_parameters()
+                                     if value.grad is not None}))
+    assert torch.equal(found[0][0], found[1][0]) and kept[1] < 0.9 * kept[0]
+    largest = max(float(value.norm()) for value in found[0][1].values())
+    for name, value in found[0][1].items():
+        if float(value.norm()) > 1e-4 * largest:
+            other = found[1][1][name]
+            assert float((value * other).sum() / value.norm() / other.norm()) > 0.999, name
 
 
 def test_starts_at_zero_and_adopts():
