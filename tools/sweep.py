@@ -9,7 +9,8 @@ tried with its first weight decay, then the best rate with its other ones, all w
 was best serves those of --seeds, scored on val and test. Without it rate and weight decay are those of the config, or
 of the method's settings for the task (as of train.py).
 A task is any config that has a `sweep = dict(score='coco/bbox_mAP', rates=[1e-3, 2e-3], weight_decays=[0.01])`: by what
-it is scored, and what is tried (`rates_of=dict(full=[1e-5, 1e-4])` are other rates for a method, whatever its options);
+it is scored, and what is tried (`rates_of=dict(full=[1e-5, 1e-4])` are other rates for a method, whatever its options,
+`backbone_rate=dict(full=0.1)` the share of its rate at which the backbone trains, neck and heads at the whole);
 `times=100` makes percent of fractions; `choose` are settings for the runs that choose alone, where a config's own val
 split is its test split. What was finished before is not run again, an interrupted run goes on; a run that fails is
 named at the end, the others are made. The jobs of a SLURM array share out the pairs of task and method; behind them the
@@ -50,6 +51,7 @@ class Run:
     splits: tuple
     folder: Path
     pictures: int = 0                                                   # validation images to draw
+    backbone: float = 1                                                 # the share of the rate at which it trains
 
     @property
     def says(self):
@@ -172,10 +174,15 @@ class Task:
     same: bool                                                          # val is test
     chooses: bool                                                       # it says what differs in a run that chooses
     rates_of: tuple = ()                                                # (method, its rates) where they are others
+    backbone_rate: tuple = ()                                           # (method, share of the rate)
 
     def tried(self, method):
         """The rates of a method, whose options stand behind a colon."""
         return dict(self.rates_of).get(method.partition(':')[0], self.rates)
+
+    def backbone(self, method):
+        """The share of the rate at which a method trains the backbone."""
+        return dict(self.backbone_rate).get(method.partition(':')[0], 1)
 
 
 def config_files(given):
@@ -203,15 +210,18 @@ def load_task(path):
             raise ValueError(f'{path}: there is no folder {root}; {cfg.sweep.get("data", "put the data there")}')
     return Task(path.stem, str(path), mark, tuple(cfg.sweep.rates), tuple(cfg.sweep.weight_decays),
                 cfg.val_dataloader.dataset == cfg.test_dataloader.dataset, 'choose' in cfg.sweep,
-                tuple((method, tuple(rates)) for method, rates in cfg.sweep.get('rates_of', {}).items()))
+                tuple((method, tuple(rates)) for method, rates in cfg.sweep.get('rates_of', {}).items()),
+                tuple(cfg.sweep.get('backbone_rate', {}).items()))
 
 
 def run_of(task, method, rate, decay, seed, splits, out, pictures=0):
     """A change of the config or of a method's options is another folder."""
     stem = ''.join(letter if letter.isalnum() or letter in '-_.=' else '_' for letter in method)
-    setting = 'own' if rate is None else f'rate{rate:g}_decay{decay:g}'
+    setting, share = 'own' if rate is None else f'rate{rate:g}_decay{decay:g}', task.backbone(method)
+    if share != 1:
+        setting += f'_backbone{share:g}'
     folder = Path(out) / f'{task.name}-{task.mark}' / stem / f'{setting}_seed{seed}'
-    return Run(task.config, task.name, method, rate, decay, seed, splits, folder, pictures)
+    return Run(task.config, task.name, method, rate, decay, seed, splits, folder, pictures, share)
 
 
 def value(run):
@@ -336,6 +346,8 @@ def train_and_score(run, command):
     optimizer = cfg.optim_wrapper.optimizer
     if run.rate is not None:
         optimizer.update(lr=run.rate, weight_decay=run.decay)
+    if run.backbone != 1:
+        cfg.merge_from_dict({'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult': run.backbone})
     if run.seed == CHOICE and run.splits == ('val', ):
         cfg.merge_from_dict(task.get('choose', {}))
     cfg.work_dir, cfg.randomness = str(run.folder), dict(seed=run.seed)
@@ -351,7 +363,7 @@ def train_and_score(run, command):
     seconds, _ = runner.message_hub.get_scalar('train/time').data
     common = dict(
         task=run.task, method=run.method, seed=run.seed, rate=optimizer.lr,
-        weight_decay=optimizer.get('weight_decay', 0.),
+        weight_decay=optimizer.get('weight_decay', 0.), **(dict(backbone_rate=run.backbone) if run.backbone != 1 else {}),
         trained=e3va.report(runner.model)['trained'], saved_mib=round(saved_mib(runner), 2),
         train_s=round(float(seconds.sum()), 1), steps=len(seconds), commit=commit(), device=device(),
         command=command)

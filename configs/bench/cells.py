@@ -12,7 +12,7 @@ epochs = 3
 
 # ---- the task
 sweep = dict(score='coco/bbox_mAP', times=100, rates=[3e-4, 1e-3, 3e-3], weight_decays=[0.01],
-             rates_of=dict(full=[3e-5, 1e-4, 3e-4]))                    # a whole trunk takes less
+             backbone_rate=dict(full=0.1))                              # a whole backbone takes less
 model = dict(bbox_head=dict(num_classes=len(classes)))
 load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]
 resize = dict(type='Resize', scale=shown, keep_ratio=True)

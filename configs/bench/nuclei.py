@@ -19,7 +19,7 @@ batch = 4
 
 # ---- the task
 sweep = dict(score='mIoU', rates=[3e-4, 1e-3, 3e-3], weight_decays=[0.01],
-             rates_of=dict(full=[3e-5, 1e-4, 3e-4]))                    # a whole trunk takes less
+             backbone_rate=dict(full=0.1))                              # a whole backbone takes less
 
 # ---- the segmenter
 default_scope = 'mmseg'

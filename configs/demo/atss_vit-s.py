@@ -18,7 +18,7 @@ rate = 2e-3                   # AdamW
 
 # ---- the task
 sweep = dict(score='coco/bbox_mAP', times=100, rates=[1e-3, 2e-3, 4e-3], weight_decays=[0.01],
-             rates_of=dict(full=[3e-5, 1e-4, 3e-4]),                    # a whole trunk takes less
+             backbone_rate=dict(full=0.1),                              # a whole backbone takes less
              data='python tools/demo/prepare.py makes it')
 
 # ---- the detector

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from e3va.command.processes import build_runner
 from tests.conftest import tool
 
 sweep = tool('sweep.py')
@@ -105,6 +106,20 @@ def test_a_method_may_have_rates_of_its_own(place, tmp_path):
     assert swept('--methods', 'fixed:train_out_norms=True,bitfit', '--seeds', '1', '--tune') == 0
     assert [(run[0], run[1]) for run in place[:3]] == [
         ('fixed:train_out_norms=True', 1e-3), ('bitfit', 1e-4), ('bitfit', 1e-2)]
+
+
+def test_a_backbone_may_train_at_a_share_of_the_rate(place, tmp_path, monkeypatch):
+    (tmp_path / 'colours.py').write_text(CONFIG.replace('sweep = dict(', 'sweep = dict(backbone_rate=dict(full=0.1), '))
+    runners = []
+    monkeypatch.setattr('e3va.command.processes.build_runner', lambda cfg, build=build_runner: runners.append(
+        build(cfg)) or runners[-1])
+    assert swept('--methods', 'full,bitfit', '--seeds', '1') == 0
+    for runner, share in zip(runners, (0.1, 1)):
+        rates = {parameter: group['initial_lr' if 'initial_lr' in group else 'lr']
+                 for group in runner.optim_wrapper.param_groups for parameter in group['params']}
+        assert rates[runner.model.head.layers.head.weight] == 1e-3
+        assert rates[runner.model.backbone.layers[0].attn.qkv.bias] == pytest.approx(1e-3 * share)
+    assert [(row['rate'], row.get('backbone_rate')) for row in rows()] == [(1e-3, None)] * 2 + [(1e-3, 0.1)] * 2
 
 
 def test_the_rows_are_of_the_config_as_it_is(place, tmp_path):

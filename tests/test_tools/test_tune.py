@@ -459,10 +459,10 @@ def test_a_task_has_rates_for_full(tmp_path, monkeypatch):
     got = found.find(tmp_path / 'data')
     trunk = dict(task.describe('test_vit'), weights=tmp_path / 'none.pth')
     sweep = task.config(got, task.prepare_data(got, tmp_path / 'cache'), 112, 4, 2, trunk).sweep
-    assert set(sweep) == {'score', 'times', 'rates', 'weight_decays', 'rates_of'}
+    assert set(sweep) == {'score', 'times', 'rates', 'weight_decays', 'backbone_rate'}
     for base in task.BASES.values():
         given = task.load_config(task.CONFIGS / base).sweep
-        assert max(given.rates_of['full']) < max(given.rates)
+        assert given.backbone_rate.full < 1 if 'backbone_rate' in given else max(given.rates_of.full) < max(given.rates)
 
 
 def test_the_ladder(tmp_path, monkeypatch):
