@@ -363,7 +363,8 @@ def train_and_score(run, command):
     seconds, _ = runner.message_hub.get_scalar('train/time').data
     common = dict(
         task=run.task, method=run.method, seed=run.seed, rate=optimizer.lr,
-        weight_decay=optimizer.get('weight_decay', 0.), **(dict(backbone_rate=run.backbone) if run.backbone != 1 else {}),
+        weight_decay=optimizer.get('weight_decay', 0.),
+        **(dict(backbone_rate=run.backbone) if run.backbone != 1 else {}),
         trained=e3va.report(runner.model)['trained'], saved_mib=round(saved_mib(runner), 2),
         train_s=round(float(seconds.sum()), 1), steps=len(seconds), commit=commit(), device=device(),
         command=command)
