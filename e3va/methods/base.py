@@ -104,7 +104,8 @@ def linears(trunk, parts, roles, kinds=(nn.Linear,)):
         ValueError: a role that the trunk has not.
     """
     layers = {name: module for name, module in trunk.named_modules() if isinstance(module, kinds)}
-    known = known_roles(parts, layers)
+    known = {name: role for name, roles in parts.ROLES.items() for role in alternatives(roles)
+             if any(re.fullmatch(role.pattern, layer) for layer in layers)}
     chosen = {}                                                         # (pattern, of) -> slices
     for name in roles:
         if name not in known:
@@ -114,12 +115,6 @@ def linears(trunk, parts, roles, kinds=(nn.Linear,)):
     return [(name, layer, sorted(slices), of) for name, layer in layers.items()
             if not name.startswith(idle) and f'{name}.weight' not in trunk.tuning.also
             for (pattern, of), slices in chosen.items() if re.fullmatch(pattern, name)]
-
-
-def known_roles(parts, layers):
-    """{name: role} of a trunk's family that names of `layers` have."""
-    return {name: role for name, roles in parts.ROLES.items() for role in alternatives(roles)
-            if any(re.fullmatch(role.pattern, layer) for layer in layers)}
 
 
 def no_such(trunk, role, known):
