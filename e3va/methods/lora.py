@@ -142,6 +142,7 @@ class LoRA(Method):
     needs_family = False
     adapted = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)             # the last by roles alone
     unit = Bottleneck
+    inputs = 'exact'
 
     def __init__(self, rank=8, alpha=None, roles=None, bits=32, dropout=None, train_out_norms=False, targets=None,
                  blocks=None, inputs='exact'):
@@ -152,7 +153,9 @@ class LoRA(Method):
         self.roles, self.targets = places(roles, targets)
         self.bits = choice('bits', integer('bits', bits), BITS)
         self.dropout = number('dropout', (0. if bits == 32 else 0.1) if dropout is None else dropout, 0, 1)
-        self.inputs = choice('inputs', inputs, WAYS)
+        if choice('inputs', inputs, WAYS) != 'exact':
+            self.inputs = inputs
+        self.config.pop('inputs', None)                                 # no delta depends on it
         self.starts_at_trunk = bits == 32
         self.linear = self.linear if bits == 32 else None               # codes have no shares
 

@@ -8,6 +8,7 @@ from torch import nn
 
 import e3va
 from e3va.cost.saved import saved_bytes
+from e3va.delta.load import differences
 from e3va.delta.peft import export_peft
 from e3va.layers.summed import pays
 from e3va.methods.lora import LoRALinear
@@ -93,6 +94,8 @@ def test_inputs_in_8_bits(trunk, method):
         found.append((out.detach(), {name: value.grad.double() for name, value in model.named_parameters()
                                      if value.grad is not None}))
     assert torch.equal(found[0][0], found[1][0]) and kept[1] < 0.9 * kept[0]
+    for one, other in ((exact, packed), (packed, exact)):               # a delta of one is a delta of the other
+        assert not differences(one.tuning.method.config, other.tuning.method)
     largest = max(float(value.norm()) for value in found[0][1].values())
     for name, value in found[0][1].items():
         if float(value.norm()) > 1e-4 * largest:

@@ -466,7 +466,7 @@ def test_a_task_has_rates_for_full(tmp_path, monkeypatch):
 
 
 def test_the_ladder(tmp_path, monkeypatch):
-    """Less memory: LoRA with GELUs of 8 bits, then its blocks run again, then the highway, then what to give."""
+    """Less memory: LoRA that keeps 8 bits, then its blocks run again, then the highway, then what to give."""
     as_yolo(tmp_path / 'data', 40, '')
     got = found.find(tmp_path / 'data')
     place = task.prepare_data(got, tmp_path / 'cache')
@@ -479,5 +479,5 @@ def test_the_ladder(tmp_path, monkeypatch):
     given.method = 'auto'
     assert peaks['e3va:mode=stream'] < peaks['lora']
     assert choice.fit(got, place, trunk, 128, peaks['lora'], given)[0] == 'lora'
-    assert choice.fit(got, place, trunk, 128, peaks['lora'] - 1, given)[0] == 'lora:gelu=int8'
+    assert choice.fit(got, place, trunk, 128, peaks['lora'] - 1, given)[0] == 'lora:gelu=int8,inputs=int8'
     assert choice.fit(got, place, trunk, 128, min(peaks.values()) - 1, given) is None

@@ -21,7 +21,7 @@ from e3va.cost.spec import parse
 from .task import EPOCHS, config
 
 GIB = 2 ** 30
-LADDER = 'lora', 'lora:gelu=int8', 'lora:recompute=block', 'e3va', 'e3va:mode=stream'
+LADDER = 'lora', 'lora:gelu=int8,inputs=int8', 'lora:recompute=block', 'e3va', 'e3va:mode=stream'
 SIDES = dict(detection=(224, 336, 448, 644, 896), instance=(224, 336, 448, 644, 896), semantic=(112, 224, 336, 448),
              classification=(42, 112, 168, 224, 336))                   # px, of 14
 BATCHES = dict(detection=4, instance=4, semantic=8, classification=16)
