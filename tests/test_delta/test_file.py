@@ -22,7 +22,7 @@ from tests.conftest import build, stir
 from tests.test_files.test_checkpoint import Runs
 from tests.test_files.test_foreign import put, sign
 
-SECONDS, MEMORY = 1, 200 * 2 ** 20                                      # of a refusal; of its own thread, as others run beside
+SECONDS, MEMORY = 1, 200 * 2 ** 20                                      # of a refusal, in its own thread
 MUTATIONS = 2000
 UP = 'backbone.layers.0.attn.qkv.pairs.0.up'
 MISPLACED = 'not in the model'
