@@ -31,7 +31,8 @@ def test_the_standalone_modules(kind, trunk):
     with torch.no_grad():
         for one, value in zip(own, mine):
             one.copy_(value)
-    assert distance(tuned.eval()(image(trunk)), other.eval()(image(trunk))) <= 1e-6
+    rounding = 4e-6 if kind == 'lora' else 1e-6                         # LoRA alone acts by the sum of the weights
+    assert distance(tuned.eval()(image(trunk)), other.eval()(image(trunk))) <= rounding
 
 
 @pytest.mark.parametrize('trunk', ['swin_timm', 'vit_timm'])
