@@ -1,7 +1,8 @@
 """Which trunk, size, batch, method and how many epochs: what fits the memory by the plan, and the time by a timed step.
 
-The method: LoRA where it fits, as it learned most in what was measured here (configs/bench/README.md); then LoRA with
-its blocks run again, which gives the same at more time; then E3VA, which backpropagates nothing through the trunk.
+The method: LoRA where it fits, as it learned most of what merges in what was measured here (configs/bench/README.md);
+then LoRA that keeps 8 bits, then with its blocks run again, which gives the same at more time; then E3VA, which
+backpropagates nothing through the trunk.
 """
 import contextlib
 import dataclasses
