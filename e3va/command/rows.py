@@ -2,6 +2,8 @@
 import json
 import math
 
+SETTING = 'rate', 'factors_rate', 'backbone_rate', 'weight_decay'       # what a method may be tried with
+
 
 def read(files, take, has):
     """Yield (place, take(row)) of each row of some files, `place` for messages; empty lines are left out.

@@ -59,10 +59,14 @@ class Surroundings:
             yield
 
 
+def traced():
+    """Whether torch.compile decides what is kept, or a trace is made, which cannot be saved with our functions."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def plain():
-    """Whether to leave everything to autograd: nothing is recorded, torch.compile decides what is kept, or a trace,
-    which cannot be saved with our functions, is made."""
-    return not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    """Whether to leave everything to autograd: nothing is recorded, or `traced`."""
+    return not torch.is_grad_enabled() or traced()
 
 
 def hold(form, x):

@@ -9,44 +9,42 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .packed import pack, unpack
+from .recompute import traced
 
 
 def pays(x, weight, width):
     """Whether the sum is less work for x (..., in), the smallest adapted slice of the outputs being of `width`."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled(x.device.type):
+    if traced() or torch.is_autocast_enabled(x.device.type):
         return False
     size = weight.shape[1]
     return x.dtype == weight.dtype and x.element_size() >= 4 and x.numel() // size * (size + width) > weight.numel()
 
 
-def total(weight, scale, of, slices, downs, ups):
-    """W with s B A on each adapted of its `of` equal slices, a tensor of its own."""
-    weight = weight.detach().clone()
-    for i, down, up in zip(slices, downs, ups):
-        weight.unflatten(0, (of, -1))[i].addmm_(up.detach(), down.detach(), alpha=scale)
+def total(weight, scale, of, slices, factors):
+    """W with s B A on each adapted of its `of` equal slices, a tensor of its own; without autograd alone."""
+    weight = weight.clone()
+    for i, down, up in zip(slices, factors, factors[len(slices):]):
+        weight.unflatten(0, (of, -1))[i].addmm_(up, down, alpha=scale)
     return weight
 
 
 def summed(x, weight, bias, way, scale, of, slices, *factors):
     """The output for x (..., in); `way` is how x is kept, see `layers.packed`; the factors are downs, then ups.
 
-    Gradients are those of x and the factors; W and the bias are frozen.
+    Gradients are those of x and the factors; W and the bias are frozen. The sum is made again in backward.
     """
-    if not torch.is_grad_enabled():                                     # nothing to pack
-        half = len(slices)
-        return F.linear(x, total(weight, scale, of, slices, factors[:half], factors[half:]), bias)
-    return SummedLinear.apply(x, weight, bias, way, scale, of, slices, *factors)
+    held = pack(x, way) if torch.is_grad_enabled() else ()
+    return SummedLinear.apply(x, weight, bias, way, scale, of, slices, held, *factors)
 
 
 class SummedLinear(Function):
-    """See `summed`. The sum is made again in backward."""
+    """See `summed`."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, way, scale, of, slices, *factors):
-        half = len(slices)
-        ctx.save_for_backward(weight, *factors, *pack(x, way))
+    def forward(ctx, x, weight, bias, way, scale, of, slices, held, *factors):
+        ctx.save_for_backward(weight, *factors, *held)
         ctx.options = way, scale, of, slices
-        return F.linear(x, total(weight, scale, of, slices, factors[:half], factors[half:]), bias)
+        return F.linear(x, total(weight, scale, of, slices, factors), bias)
 
     @staticmethod
     @once_differentiable
@@ -62,5 +60,5 @@ class SummedLinear(Function):
         of_downs = (inner.T @ x).split([len(down) for down in downs])
         products = (x @ torch.cat(downs).T).mul_(scale).split([len(down) for down in downs], 1)
         of_ups = [piece.T @ product for piece, product in zip(pieces, products)]
-        of_x = gradient @ total(weight, scale, of, slices, downs, ups) if ctx.needs_input_grad[0] else None
-        return of_x, *[None] * 6, *of_downs, *of_ups
+        of_x = gradient @ total(weight, scale, of, slices, downs + ups) if ctx.needs_input_grad[0] else None
+        return of_x, *[None] * 7, *of_downs, *of_ups

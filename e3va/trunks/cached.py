@@ -4,6 +4,7 @@ import hashlib
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from ..layers.recompute import traced
 from ..surgery import called, unwrap, wrap
 from . import head_entries
 
@@ -54,7 +55,7 @@ def digests(images):
 def forward(before, trunk, images, *args, **options):
     """The trunk's outputs, by what stood in this function's place; see `surgery.wrap`."""
     run = called(before, trunk)
-    if not trunk.training or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if not trunk.training or traced():
         return run(images, *args, **options)
     cache, keys = getattr(trunk, PLACE), digests(images)
     new = {key: i for i, key in enumerate(keys) if key not in cache.kept}

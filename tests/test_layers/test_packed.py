@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from e3va.cost.saved import saved_bytes
 from e3va.layers.packed import linear_of
 from e3va.layers.recompute import FORMS
-from e3va.layers.summed import SummedLinear
+from e3va.layers.summed import summed
 
 
 def rounded(x):
@@ -44,13 +44,13 @@ def test_summed(of, slices):
                for shape in [(3, 6)] * len(slices) + [(12 // of, 3)] * len(slices)]
     for bias in (None, torch.randn(12, **draw)):
         assert torch.autograd.gradcheck(
-            lambda x, *factors: SummedLinear.apply(x, weight, bias, 'exact', 0.7, of, slices, *factors), (x, *factors))
-    out = SummedLinear.apply(x, weight, None, 'int8', 0.7, of, slices, *factors)
-    want = SummedLinear.apply(x, weight, None, 'exact', 0.7, of, slices, *factors)
+            lambda x, *factors: summed(x, weight, bias, 'exact', 0.7, of, slices, *factors), (x, *factors))
+    out = summed(x, weight, None, 'int8', 0.7, of, slices, *factors)
+    want = summed(x, weight, None, 'exact', 0.7, of, slices, *factors)
     weights = torch.randn_like(out)
     assert torch.equal(out, want)
     found = torch.autograd.grad((out * weights).sum(), (x, *factors))
     at = rounded(x).requires_grad_()
-    again = SummedLinear.apply(at, weight, None, 'exact', 0.7, of, slices, *factors)
+    again = summed(at, weight, None, 'exact', 0.7, of, slices, *factors)
     for one, other in zip(found, torch.autograd.grad((again * weights).sum(), (at, *factors))):
         torch.testing.assert_close(one, other)

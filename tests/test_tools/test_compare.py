@@ -88,6 +88,14 @@ def test_a_folder_is_no_file_of_rows(tmp_path, capsys):
     assert capsys.readouterr().err == f"error: [Errno 21] Is a directory: '{tmp_path}'\n"
 
 
+def test_a_backbone_at_another_share_is_another_setting(tmp_path, capsys):
+    """The one that is best on val counts."""
+    entries = [dict(task='mine', method='full', seed=1, rate=1e-3, split=split, value=value, **share)
+               for split, value, share in (('val', 10., {}), ('test', 90., {}), ('val', 20., dict(backbone_rate=0.1)),
+                                           ('test', 80., dict(backbone_rate=0.1)))]
+    assert float(cells(run(tmp_path, capsys, entries), 'full')['mine'].strip('*')) == 80
+
+
 def test_seeds_are_averaged_first(tmp_path, capsys):
     entries = rows('fgvc', fgvc.TASKS, 'lora', [80.] * 5) + rows('fgvc', ['cub'], 'lora', [90.], seed=1)
     found = cells(run(tmp_path, capsys, entries), 'lora')

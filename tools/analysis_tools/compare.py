@@ -29,14 +29,13 @@ from statistics import stdev
 import yaml
 
 from e3va.command.line import one_line_errors
-from e3va.command.rows import seeds, value_of
+from e3va.command.rows import SETTING, seeds, value_of
 from e3va.datasets import fgvc, vtab
 
 SUITES = dict(vtab=vtab.TASKS, fgvc=fgvc.TASKS)
 TITLES = dict(vtab='VTAB-1k', fgvc='FGVC')
 PRINTED = Path(__file__).with_name('printed.yml')
 CLAIMS = Path(__file__).with_name('claims.yml')
-SETTING = 'rate', 'factors_rate', 'weight_decay'
 HAS = 'task, method and value'
 TRUNK = 'vit_b'                                                         # of the printed numbers
 

@@ -6,7 +6,6 @@ from statistics import stdev
 
 from e3va.command import rows as files
 
-SETTING = ('rate', 'factors_rate', 'weight_decay')                      # what a method may be tried with
 BUDGET = ('shown', 'epochs')                                            # another one is another task
 COSTS = dict(                                                           # key of a row: (title, short title)
     saved_mib=('saved for backward, MiB', 'saved, MiB'), peak_mib=('peak memory, MiB', 'peak, MiB'),
@@ -22,7 +21,7 @@ class Entry:
     values: dict                                                        # {seed: value} of it
     val: dict                                                           # {seed: value}; empty where nothing was scored
     costs: dict                                                         # {key of COSTS: mean over the rows}
-    setting: dict                                                       # {key of SETTING: value}
+    setting: dict                                                       # {key of rows.SETTING: value}
     tried: list                                                         # (setting, mean on val) of all settings
 
     @property
@@ -104,7 +103,7 @@ def entry(rows):
     """Of all settings of a method on a task the one that was scored on test; of several the best on val."""
     settings = defaultdict(list)
     for row in rows:
-        settings[tuple(row.get(key) for key in SETTING)].append(row)
+        settings[tuple(row.get(key) for key in files.SETTING)].append(row)
     scores = {key: {split: by_seed([row for row in found if row['split'] == split]) for split in ('val', 'test')}
               for key, found in settings.items()}
     means = {key: mean(found['val'].values()) for key, found in scores.items() if found['val']}
@@ -115,7 +114,7 @@ def entry(rows):
     counted = [row for row in settings[key] if row['seed'] in (test or val)]
     costs = {name: mean(known) for name in COSTS
              if (known := [float(row[name]) for row in counted if row.get(name) is not None])}
-    named = {each: {name: value for name, value in zip(SETTING, each) if value is not None} for each in scores}
+    named = {each: {name: value for name, value in zip(files.SETTING, each) if value is not None} for each in scores}
     return Entry('test' if test else 'val', test or val, val, costs, named[key],
                  [(named[each], value) for each, value in means.items()])
 
