@@ -166,13 +166,12 @@ def start(args, places, threads):
     """A worker's own supernet, on a GPU or some cores of its own; it ends with the process that it is for."""
     import torch
 
-    import e3va  # noqa: F401 helps the stack import
+    from e3va.command.processes import card  # first of all: it helps the stack import
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=leave, daemon=True).start()
-    place, gpus = places.get(), os.environ.get('CUDA_VISIBLE_DEVICES')
+    place = places.get()
     if torch.cuda.device_count():
-        known = gpus.split(',') if gpus else range(torch.cuda.device_count())
-        os.environ['CUDA_VISIBLE_DEVICES'] = str(known[place % len(known)])
+        os.environ['CUDA_VISIBLE_DEVICES'] = card(place, torch.cuda.device_count())
     else:
         torch.set_num_threads(threads)
     build(args, place)

@@ -28,11 +28,13 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
 sys.path.append(str(Path(__file__).resolve().parent))                   # tools/, behind all packages
+SPLITS = 'train', 'val', 'test'
 CHOICE = 0                                                              # the seed by which rates are chosen
 STEP = re.compile(r'(?:Epoch|Iter)\(train\)\s*\[.*?(?=  |$)')          # where a run is, in mmengine's log
 LEFT = re.compile(r'eta: (\S+)')
@@ -104,6 +106,7 @@ def main(argv=None):
 def sweep(args):
     """All runs of the arguments; the number of those that failed."""
     tasks = [load_task(path) for path in config_files(args.configs)]
+    check_data(tasks)
     methods = labels(args.methods)                                      # a wrong name stops before the first minute
     failed, pool = [], Pool(args.workers)
     settings = {}                                                       # (task, method): (rate, weight decay)
@@ -175,6 +178,8 @@ class Task:
     chooses: bool                                                       # it says what differs in a run that chooses
     rates_of: tuple = ()                                                # (method, its rates) where they are others
     backbone_rate: tuple = ()                                           # (method, share of the rate)
+    data_roots: tuple = ()                                              # its folders of data
+    data: str = ''                                                      # how these are had
 
     def tried(self, method):
         """The rates of a method, whose options stand behind a colon."""
@@ -204,14 +209,27 @@ def load_task(path):
         raise ValueError(f"{path} says no sweep = dict(score='coco/bbox_mAP', rates=[1e-3], weight_decays=[0.01])")
     run = {key: value for key, value in cfg.to_dict().items() if key != 'sweep'}      # what is tried changes no run
     mark = hashlib.sha256(json.dumps(run, sort_keys=True, default=str).encode()).hexdigest()[:6]
-    for node in nodes([cfg[f'{split}_dataloader'].dataset for split in ('train', 'val', 'test')]):
-        root = node.get('data_root')
-        if root and not Path(root).is_dir():
-            raise ValueError(f'{path}: there is no folder {root}; {cfg.sweep.get("data", "put the data there")}')
+    roots = [node['data_root'] for node in nodes([cfg[f'{split}_dataloader'].dataset for split in SPLITS])
+             if node.get('data_root')]
     return Task(path.stem, str(path), mark, tuple(cfg.sweep.rates), tuple(cfg.sweep.weight_decays),
                 cfg.val_dataloader.dataset == cfg.test_dataloader.dataset, 'choose' in cfg.sweep,
                 tuple((method, tuple(rates)) for method, rates in cfg.sweep.get('rates_of', {}).items()),
-                tuple(cfg.sweep.get('backbone_rate', {}).items()))
+                tuple(cfg.sweep.get('backbone_rate', {}).items()), tuple(dict.fromkeys(roots)),
+                cfg.sweep.get('data', 'put the data there'))
+
+
+def check_data(tasks):
+    """ValueError where folders of data are missing: of all tasks at once, what to do about each said once."""
+    missing = defaultdict(list)
+    for task in tasks:
+        lacks = [root for root in task.data_roots if not Path(root).is_dir()]
+        if lacks:
+            missing[task.data].append((task.config, lacks))
+    if missing:
+        raise ValueError('\n'.join(
+            f'{", ".join(config for config, _ in found)}: there is no folder '
+            f'{", ".join(dict.fromkeys(root for _, lacks in found for root in lacks))}; {what}'
+            for what, found in missing.items()))
 
 
 def run_of(task, method, rate, decay, seed, splits, out, pictures=0):
@@ -284,7 +302,8 @@ class Pool:
         run.folder.mkdir(parents=True, exist_ok=True)
         environment, threads = dict(os.environ), max(1, len(self.cores) // self.workers)
         if self.gpus:
-            environment['CUDA_VISIBLE_DEVICES'] = str(place % self.gpus)
+            from e3va.command.processes import card
+            environment['CUDA_VISIBLE_DEVICES'] = card(place, self.gpus)
         else:
             environment['OMP_NUM_THREADS'] = str(threads)
         told = json.dumps(dict(dataclasses.asdict(run), folder=str(run.folder),

@@ -22,6 +22,12 @@ def alone(cfg):
     return files.alone(cfg.work_dir) if int(rank) == 0 else contextlib.nullcontext()
 
 
+def card(place, count):
+    """What CUDA_VISIBLE_DEVICES says to the worker at a place (int): one of the `count` GPUs this process may use."""
+    known = [name for name in os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if name] or range(count)
+    return str(known[place % count])
+
+
 def build_runner(cfg):
     """mmengine's runner, or the one that the config names by `runner_type`."""
     if 'runner_type' in cfg:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from e3va.command.processes import build_runner
+from e3va.command.processes import build_runner, card
 from tests.conftest import tool
 
 sweep = tool('sweep.py')
@@ -164,7 +164,29 @@ def test_the_papers_tasks(name, monkeypatch, tmp_path):
     """Each can be swept, and says what to get where its data is missing."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r'there is no folder data/[^;]*; .'):
-        sweep.load_task(TASKS / f'{name}.py')
+        sweep.check_data([sweep.load_task(TASKS / f'{name}.py')])
+
+
+def test_missing_data_is_one_message_of_all_tasks(monkeypatch, tmp_path):
+    """What to do is said once for the tasks that it is the same for; a task whose data is there is not named."""
+    monkeypatch.chdir(tmp_path)
+    names = ['fgvc_cub_vit_b', 'fgvc_dogs_vit_b', 'imagenet_vit_b', 'vtab_dtd_vit_b', 'voc_retinanet_swin_l']
+    tasks = [sweep.load_task(TASKS / f'{name}.py') for name in names]
+    Path('data/vtab-1k').mkdir(parents=True)
+    with pytest.raises(ValueError) as error:
+        sweep.check_data(tasks)
+    first, second = str(error.value).splitlines()
+    assert [name in first for name in names] == [True, True, True, False, False] and names[4] in second
+    assert first.endswith(': there is no folder data/fgvc, data/imagenet; configs/_base_/tasks/README.md says where it '
+                          'is had')
+
+
+def test_workers_keep_to_the_gpus_that_the_user_gave(monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,GPU-5ba3')
+    assert [card(place, 2) for place in range(3)] == ['2', 'GPU-5ba3', '2']
+    for unset in (lambda name: monkeypatch.setenv(name, ''), monkeypatch.delenv):
+        unset('CUDA_VISIBLE_DEVICES')
+        assert [card(place, 2) for place in range(3)] == ['0', '1', '0']
 
 
 def test_a_worker_is_told_its_run_and_the_command(place, monkeypatch):

@@ -13,7 +13,7 @@ max_epochs = 100
 warmup_epochs = 10
 
 # ---- for tools/sweep.py
-sweep = dict(data='mmpretrain downloads it there')
+sweep = dict(data='make it, and mmpretrain downloads CIFAR-100 there')
 
 # ---- the data
 pack = dict(type='PackInputs')

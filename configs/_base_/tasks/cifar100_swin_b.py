@@ -20,7 +20,7 @@ checkpoint = 'https://download.openmmlab.com/mmclassification/v0/swin-transforme
 # ---- for tools/sweep.py; there is no split to choose on
 sweep = dict(
     score='accuracy/top1', rates=[learning_rate], weight_decays=[0.05],
-    data='mmpretrain downloads it there')
+    data='make it, and mmpretrain downloads CIFAR-100 there')
 
 # ---- the model
 model = dict(
