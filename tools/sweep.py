@@ -6,8 +6,9 @@
 
 Methods are names or files as of `--method`, with options behind a colon. With --tune each of the config's rates is
 tried with its first weight decay, then the best rate with its other ones, all with seed 0 and scored on val alone; what
-was best serves those of --seeds, scored on val and test. Without it rate and weight decay are those of the config, or
-of the method's settings for the task (as of train.py).
+was best serves those of --seeds, scored on val and test. Where the best rate is the smallest or largest of them it says
+so, as a further one may be better. Without --tune rate and weight decay are those of the config, or of the method's
+settings for the task (as of train.py).
 A task is any config that has a `sweep = dict(score='coco/bbox_mAP', rates=[1e-3, 2e-3], weight_decays=[0.01])`: by what
 it is scored, and what is tried (`rates_of=dict(full=[1e-5, 1e-4])` are other rates for a method, whatever its options,
 `backbone_rate=dict(full=0.1)` the share of its rate at which the backbone trains, neck and heads at the whole);
@@ -129,6 +130,8 @@ def sweep(args):
     failed += pool.finish(final, 'seeds')
     rows = collect(args.out, tasks)
     show(tasks, methods, final, rows)
+    for line in at_the_end(pairs, settings) if args.tune else ():
+        print(line)
     for run in failed:
         print(f'failed: {run.says}: {last_line(run.folder)}')
     return min(len(failed), 100)
@@ -163,6 +166,17 @@ def choose(pool, tried, settings, out, title):
             best = max(scored, key=scored.get)
             settings[key] = best.rate, best.decay
     return failed
+
+
+def at_the_end(pairs, settings):
+    """A line for each task and end of its rates where the best one of a method lies: a further one may be better."""
+    for task in dict.fromkeys(task for task, _ in pairs):
+        for end, pick in (('smallest', min), ('largest', max)):
+            found = [method for other, method in pairs if other is task and (task.name, method) in settings
+                     and len(task.tried(method)) > 1 and settings[task.name, method][0] == pick(task.tried(method))]
+            if found:
+                yield (f'{task.name}: the best rate is the {end} one tried for {", ".join(found)}; add others to '
+                       'sweep.rates of the config, what was run is kept')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,7 +83,7 @@ def tune(args):
         cfg, why = configure(args, found, place, out, console)
         if args.plan:
             console.print(f'train it: the same command without --plan, or {command("train.py", out / "config.py")}\n'
-                          f'compare methods: {command("sweep.py", task_file(out, found))} --methods fixed,lora,e3va')
+                          f'compare methods: {task_file(out, found).read_text().splitlines()[1].removeprefix("# ")}')
             return
         console.print(f'log: {out / "log.txt"}; what the model says so far: {out}/now_*.jpg')
         with open(out / 'log.txt', 'a') as log:                          # loggers keep it: one file for all that comes
@@ -173,7 +173,7 @@ def configure(args, found, place, out, console):
     spec, = parse_method(choice.method)
     stock = config(found, place, choice.size, choice.batch, choice.epochs, trunk)
     task = task_file(out, found)
-    chosen = ' --tune' * bool(found.split('test'))                      # else val is test, by which nothing is chosen
+    chosen = ' --tune' * bool(found.split('test') or 'choose' in stock.sweep)
     write(task, f'# {found.task} of {len(found.classes)} classes, as config.py here but for a method, written by '
                 f'tools/tune.py. Compare methods:\n# {command("sweep.py", task)} --methods fixed,lora,e3va{chosen}\n\n'
                 f'{stock.pretty_text}')
@@ -200,12 +200,12 @@ def task_file(out, found):
 
 def train(cfg, out, found, console):
     """The trained runner; an interrupted run goes on, a finished one is loaded."""
-    from mmengine.runner import Runner
     from progress import ProgressHook
     from tuning.show import Peek
 
     from e3va.command.checks import check
     from e3va.command.config import prepare
+    from e3va.command.processes import build_runner
     from e3va.train.resume import newest_checkpoint
     cfg = prepare(cfg)
     cfg.work_dir, cfg.experiment_name = str(out / 'run'), out.name      # there mmengine writes a config.py of its own
@@ -213,7 +213,7 @@ def train(cfg, out, found, console):
     if checkpoint:
         cfg.resume, cfg.load_from = True, checkpoint
     check(cfg, 'train')
-    runner = Runner.from_cfg(cfg)
+    runner = build_runner(cfg)
     progress = ProgressHook(console, found.task)
     runner.register_hook(progress)
     runner.register_hook(Peek(out, found.classes))

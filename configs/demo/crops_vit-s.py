@@ -18,7 +18,7 @@ batch = 16
 rate = 5e-4                   # AdamW; of the classifier, which starts at random, ten times as much
 
 # ---- the task; scored by the mean of the classes' accuracies, as some classes have ten times the objects of others
-sweep = dict(score='single-label/recall', rates=[1e-4, 5e-4, 2e-3], weight_decays=[1e-4],
+sweep = dict(score='single-label/recall', rates=[5e-4, 2e-3, 8e-3], weight_decays=[1e-4],
              rates_of=dict(full=[3e-5, 1e-4, 3e-4]),                    # a whole trunk takes less
              data='python tools/demo/crops.py FOLDER OUT makes it')
 

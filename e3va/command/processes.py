@@ -1,6 +1,7 @@
 """The runner of a config; on a machine without accelerators several processes train under gloo."""
 import contextlib
 import os
+from functools import partial
 
 from mmengine.device import get_device
 from mmengine.dist import is_distributed
@@ -29,7 +30,25 @@ def card(place, count):
 
 
 def build_runner(cfg):
-    """mmengine's runner, or the one that the config names by `runner_type`."""
+    """mmengine's runner, or the one that the config names by `runner_type`; it trains no epoch without a step."""
+    runner = runner_of(cfg)
+    runner.build_train_loop = partial(loop_of_steps, runner.build_train_loop)
+    return runner
+
+
+def loop_of_steps(build, loop):
+    """The train loop of a runner; ValueError where its loader has no batch, which mmengine would train in silence."""
+    loop = build(loop)
+    with contextlib.suppress(TypeError):                                # a loader that does not know its length
+        if not len(loop.dataloader):
+            size = getattr(loop.dataloader.batch_sampler, 'batch_size', loop.dataloader.batch_size)
+            raise ValueError(
+                f'the training set has {len(loop.dataloader.dataset)} images, which make no whole batch of {size} a '
+                'process, and drop_last leaves parts out: set train_dataloader.batch_size lower, or drop_last=False')
+    return loop
+
+
+def runner_of(cfg):
     if 'runner_type' in cfg:
         cfg.setdefault('env_cfg', dict(dist_cfg=dict(backend='nccl')))  # FlexibleRunner needs one
         return RUNNERS.build(cfg)

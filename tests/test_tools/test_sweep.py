@@ -85,6 +85,7 @@ def test_the_protocol(place, capsys):
     assert lora['trained'] == 2 * 2 * (24 * 2 + 2 * 24) and lora['steps'] == 4 and 0 <= lora['value'] <= 100
     table = capsys.readouterr().out
     assert 'lora:rank=2' in table and '384' in table
+    assert table.count('the best rate is the ') == len(set(best.values()))
     count = len(place)
     assert swept('--methods', 'fixed,lora:rank=2', '--seeds', '1', '2', '--tune') == 0 and len(place) == count
     assert swept('--methods', 'fixed', '--seeds', '3') == 0             # without --tune the config's own rate
@@ -92,6 +93,16 @@ def test_the_protocol(place, capsys):
     last = [row for row in rows() if row['seed'] == 3]
     assert [(row['rate'], row['weight_decay'], row['split']) for row in last] == [
         (1e-3, 0.1, 'val'), (1e-3, 0.1, 'test')]
+
+
+def test_a_best_rate_at_the_end_of_those_tried_is_said(place):
+    task = sweep.load_task(Path('colours.py'))
+    task = sweep.dataclasses.replace(task, rates=(1e-3, 1e-4, 1e-2), rates_of=(('full', (1e-5, )), ('lora', (1., 2.))))
+    pairs = [(task, method) for method in ('fixed', 'bitfit', 'ssf', 'full', 'lora:rank=2', 'gps')]
+    best = dict(zip(('fixed', 'bitfit', 'ssf', 'full', 'lora:rank=2'), (1e-2, 1e-3, 1e-4, 1e-5, 2.)))      # gps failed
+    assert list(sweep.at_the_end(pairs, {('colours', method): (rate, 0.) for method, rate in best.items()})) == [
+        f'colours: the best rate is the {end} one tried for {methods}; add others to sweep.rates of the config, what '
+        'was run is kept' for end, methods in (('smallest', 'ssf'), ('largest', 'fixed, lora:rank=2'))]
 
 
 def test_decays_are_tried_with_the_best_rate(place, tmp_path):

@@ -339,6 +339,7 @@ WRONG = {                                                       # arguments afte
     '--cfg-options model.type=RetinaNetz': 'RetinaNetz is not in the mmdet::model registry',
     '--work-dir detection.py/below': 'the work dir detection.py/below cannot be written',
     '--cfg-options train_dataloader.dataset.metainfo.classes=["unicorn"]': 'train_dataloader.dataset is empty',
+    '--cfg-options train_dataloader.batch_size=50 train_dataloader.batch_sampler.drop_last=1': 'no whole batch of 50',
     '--resume gone.pth': 'there is no checkpoint gone.pth',
     '--resume other.pth': 'other.pth holds state_dict and no state of an optimizer',
     '--resume half.pth': 'half.pth is not a readable checkpoint',

@@ -435,16 +435,41 @@ def test_a_run(tmp_path, monkeypatch, capsys, weights, write, task):
     assert 'is of other data' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('splits, chosen', [(('train/', 'val/', 'test/'), ' --tune'), (('train/', 'val/'), '')])
-def test_a_task_says_how_to_compare(tmp_path, monkeypatch, weights, splits, chosen):
-    """Without a test split val is test, and sweep.py refuses to choose by it."""
+@pytest.mark.parametrize('splits, count, chosen', [
+    (('train/', 'val/', 'test/'), 8, ' --tune'), (('train/', 'val/'), 8, ' --tune'), (('train/', 'val/'), 1, '')])
+def test_a_task_says_how_to_compare(tmp_path, monkeypatch, weights, splits, count, chosen):
+    """Without a test split val is test, and rates are chosen by a part of train; one image of train has no part."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('E3VA_CACHE', str(tmp_path / 'cache'))
     for split in splits:
-        as_folders(Path('data'), 8, split)
+        as_folders(Path('data'), count if split == 'train/' else 8, split)
     tune.main(['data', '--plan', '--trunk', 'test_vit', '--weights', str(weights), '--epochs', '1', '--size', '64',
                '--batch', '4', '--method', 'fixed', '--out', 'out'])
     assert Path('out/task_data.py').read_text().splitlines()[1].endswith(f'--methods fixed,lora,e3va{chosen}')
+
+
+@pytest.mark.parametrize('write', [as_coco, lambda folder: as_coco(folder, outlines=False), as_masks, as_folders])
+def test_rates_are_chosen_by_a_part_of_train(tmp_path, write):
+    """Where val is the test split: the runs that choose learn from four fifths of train and are scored on the fifth."""
+    write(tmp_path / 'data')
+    got = found.find(tmp_path / 'data')
+    for item in got.items:
+        item.split = 'val' if item.split == 'test' else item.split
+    place, trunk = task.prepare_data(got, tmp_path / 'cache'), dict(task.describe('test_vit'), weights='none.pth')
+
+    def images(split):
+        from mmengine.registry import DATASETS, init_default_scope
+        init_default_scope(cfg.get('default_scope'))
+        data = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
+        return {str(Path(data.get_data_info(i)['img_path']).resolve()) for i in range(len(data))}
+
+    cfg = task.config(got, place, 112, 4, 2, trunk)
+    train, val = images('train'), images('val')
+    assert val == images('test') and not train & val
+    cfg.merge_from_dict(cfg.sweep.choose)
+    learned, scored = images('train'), images('val')
+    assert learned | scored == train and not learned & scored and len(scored) == -(-len(train) // 5)
+    assert images('test') == val and cfg.val_evaluator.get('ann_file') in (None, str(place / 'val_choice.json'))
 
 
 def test_predict_leaves_out_what_cannot_be_read(tmp_path, capsys):
@@ -459,7 +484,7 @@ def test_a_task_has_rates_for_full(tmp_path, monkeypatch):
     got = found.find(tmp_path / 'data')
     trunk = dict(task.describe('test_vit'), weights=tmp_path / 'none.pth')
     sweep = task.config(got, task.prepare_data(got, tmp_path / 'cache'), 112, 4, 2, trunk).sweep
-    assert set(sweep) == {'score', 'times', 'rates', 'weight_decays', 'backbone_rate'}
+    assert set(sweep) == {'score', 'times', 'rates', 'weight_decays', 'backbone_rate', 'choose'}
     for base in task.BASES.values():
         given = task.load_config(task.CONFIGS / base).sweep
         assert given.backbone_rate.full < 1 if 'backbone_rate' in given else max(given.rates_of.full) < max(given.rates)

@@ -22,6 +22,7 @@ BASES = dict(detection='demo/atss_vit-s.py', instance='bench/instances.py', sema
 SCORES = dict(detection=('coco/bbox_mAP', 100), instance=('coco/segm_mAP', 100), semantic=('mIoU', 1),
               classification=('accuracy/top1', 1))
 EPOCHS = dict(detection=24, instance=24, semantic=40, classification=40)    # at most, however much time there is
+CHOICE = dict(train_choice=(1, 2, 3, 4), val_choice=(0, ))               # which fifths of train, where val is the test
 TRUNK = dict(name='vit_small_patch14_dinov2', width=384, depth=12, patch=14)     # of the base configs
 
 
@@ -30,20 +31,30 @@ def prepare_data(found, cache):
     mark = hashlib.sha256(repr([
         (str(item.image), item.split, item.size, item.boxes,
          str(item.mask and hashlib.sha256(item.mask.read_bytes()).hexdigest()), item.label) for item in found.items]
-        + [found.task, found.classes, found.values]).encode()).hexdigest()[:12]
+        + [found.task, found.classes, found.values, CHOICE]).encode()).hexdigest()[:12]
     place = Path(cache) / f'{found.folder.name}_{mark}'
     if not place.is_dir():
         with whole(place) as part:
             part.mkdir(parents=True)
-            for split in ('train', 'val', 'test'):
-                items = found.split(split)
+            if found.task == 'semantic':
+                lines = maps(found, part)
+            elif found.task == 'classification':
+                lines = {item.image: f'{item.image} {item.label}' for item in found.items}
+            for name, items in lists(found).items():
                 if found.task in ('detection', 'instance'):
-                    (part / f'{split}.json').write_text(json.dumps(coco(items, found.classes, found.task)))
-                elif found.task == 'classification':
-                    (part / f'{split}.txt').write_text('\n'.join(f'{item.image} {item.label}' for item in items))
+                    (part / f'{name}.json').write_text(json.dumps(coco(items, found.classes, found.task)))
                 else:
-                    maps(items, found.values, part, split)
+                    (part / f'{name}.txt').write_text('\n'.join(lines[item.image] for item in items))
     return place
+
+
+def lists(found):
+    """{name: items} of the splits. Without a test split val stands for it, so that a choice needs a part of train."""
+    made = {split: found.split(split) for split in ('train', 'val', 'test')}
+    if not made['test']:
+        for name, fifths in CHOICE.items():
+            made[name] = [item for i, item in enumerate(made['train']) if i % 5 in fifths]
+    return made
 
 
 def coco(items, classes, task):
@@ -62,19 +73,18 @@ def coco(items, classes, task):
     return out
 
 
-def maps(items, values, place, split):
-    """Links to the images, and PNGs of classes, as mmseg names them: images/17.jpg, maps/17.jpg.png."""
-    (place / 'images').mkdir(exist_ok=True)
-    (place / 'maps').mkdir(exist_ok=True)
+def maps(found, place):
+    """Links to the images, and PNGs of classes, as mmseg names them: images/17.jpg, maps/17.jpg.png; {image: name}."""
+    (place / 'images').mkdir()
+    (place / 'maps').mkdir()
     label = np.full(65536, IGNORED, np.uint8)
-    label[values] = range(len(values))
-    names = []
-    for i, item in enumerate(items):
-        name = f'{split}_{i}{item.image.suffix}'
+    label[found.values] = range(len(found.values))
+    names = {}
+    for i, item in enumerate(found.items):
+        name = names[item.image] = f'{i}{item.image.suffix}'
         os.symlink(item.image, place / 'images' / name)
         Image.fromarray(label[mask_of(item.mask, {}).astype(np.int64)]).save(place / 'maps' / f'{name}.png')
-        names.append(name)
-    (place / f'{split}.txt').write_text('\n'.join(names))
+    return names
 
 
 def config(found, place, size, batch, epochs, trunk):
@@ -105,16 +115,29 @@ def config(found, place, size, batch, epochs, trunk):
             node.update({key: swapped(node[key], pixels) for key in [key] if key in node})
     if found.task == 'classification':
         cfg.data_preprocessor.num_classes = len(classes)
+        fewest = min(len(items) for name, items in lists(found).items() if name.startswith('train'))
+        cfg.train_dataloader.drop_last = fewest >= batch                # else no step would be left
     if found.task == 'semantic':
         cfg.model.data_preprocessor.size = (size, size)
     for split in ('train', 'val', 'test'):
         data(cfg, found, place, split, size)
+    if all(lists(found).get(name) for name in CHOICE):
+        cfg.sweep.choose = choice(cfg)
     cfg.train_dataloader.batch_size = batch
     cfg.train_cfg.max_epochs = epochs
     cfg.train_cfg.val_interval = max(1, epochs // 8)
     for scheduler in cfg.param_scheduler[1:]:
         scheduler.end = scheduler.T_max = epochs
     return cfg
+
+
+def choice(cfg):
+    """`sweep.choose` where val is the test split: the runs by which a sweep chooses have two parts of train."""
+    train, val = CHOICE
+    nodes_of = (('train_dataloader.dataset', cfg.train_dataloader.dataset, train),
+                ('val_dataloader.dataset', cfg.val_dataloader.dataset, val), ('val_evaluator', cfg.val_evaluator, val))
+    return {f'{key}.ann_file': str(Path(node.ann_file).with_stem(name)) for key, node, name in nodes_of
+            if 'ann_file' in node}
 
 
 def swapped(value, numbers):
