@@ -163,7 +163,11 @@ class LoRA(Method):
         return isinstance(module, (nn.Linear, nn.Conv2d))
 
     def apply(self, trunk, parts):
-        for name, old, slices, of in self.within(trunk, parts, layers(trunk, parts, self)):
+        found = self.within(trunk, parts, layers(trunk, parts, self))
+        if self.inputs != 'exact' and not any(isinstance(old, nn.Linear) for _, old, *_ in found):
+            raise ValueError(f'inputs={self.inputs!r} is for linears, and of {type(trunk).__name__} '
+                             f'{type(found[0][1]).__name__} layers alone are adapted: leave it out')
+        for name, old, slices, of in found:
             replace(trunk, name, self.make(old, rank_for(self, trunk, name, old, of), slices, of))
 
     def within(self, trunk, parts, found):

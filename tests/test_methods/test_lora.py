@@ -3,6 +3,7 @@ import copy
 import math
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -204,6 +205,11 @@ def test_refusals():
     with pytest.raises(ValueError, match="no linear layer of the role 'proj'.*q, k, v, fc1, fc2"):
         MODELS.build(dict(type='e3va.Tuned', trunk='mmseg.VisionTransformer', img_size=(64, 64), embed_dims=24,
                           num_layers=2, num_heads=2, method=dict(type='LoRA', roles='proj')))
+    with pytest.raises(ValueError, match="inputs='int8' is for linears.*MultiheadAttention layers alone"):
+        MODELS.build(dict(type='e3va.Tuned', trunk='mmseg.VisionTransformer', img_size=(64, 64), embed_dims=24,
+                          num_layers=2, num_heads=2, method=dict(type='LoRA', inputs='int8')))
+    with pytest.raises(ValueError, match="inputs='int8' is for linears.*Conv2d layers alone"):
+        e3va.tune(timm.create_model('resnet18'), dict(type='LoRA', inputs='int8'))
 
 
 @pytest.mark.parametrize('roles', [('q', 'v'), ('k',), ('q', 'k', 'v', 'fc1')])
