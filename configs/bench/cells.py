@@ -11,7 +11,7 @@ shown = (140, 140)            # px of the longest side
 epochs = 3
 
 # ---- the task
-sweep = dict(score='coco/bbox_mAP', times=100, rates=[3e-4, 1e-3, 3e-3], weight_decays=[0.01],
+sweep = dict(score='coco/bbox_mAP', times=100, rates=[1e-3, 3e-3, 1e-2], weight_decays=[0.01],
              backbone_rate=dict(full=0.1))                              # a whole backbone takes less
 model = dict(bbox_head=dict(num_classes=len(classes)))
 load = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]

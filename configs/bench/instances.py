@@ -15,7 +15,7 @@ classes = ('nucleus', )
 data_root = 'data/nuclei/'
 weights = f'{cache}/vit_s_focus.pth'
 crop = (112, 112)             # px
-epochs = 3
+epochs = 6
 batch = 4
 
 # ---- the task

@@ -104,9 +104,10 @@ def versions():
 
 
 def commit():
-    """Short hash of the checkout, or None where there is none."""
+    """As `e3va.files.checkout.commit`, which a part must not import before it is measured."""
     try:
-        done = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(['git', 'describe', '--always', '--dirty', '--exclude=*'], cwd=ROOT, capture_output=True,
+                              text=True)
     except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
