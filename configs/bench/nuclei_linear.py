@@ -8,8 +8,8 @@
 _base_ = 'nuclei.py'
 
 # ---- the task
-sweep = dict(rates=[1e-3, 3e-3, 1e-2, 3e-2],
-             rates_of=dict(fixed=[3e-3, 1e-2, 3e-2, 1e-1]))             # a head alone takes more
+sweep = dict(rates=[3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
+             rates_of=dict(fixed=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1]))       # a head alone takes more
 
 # ---- the segmenter
 model = dict(

@@ -63,7 +63,7 @@ def follow(model, widths):
         if 'num_queries' in node:
             node['num_queries'] = 20
         if 'in_index' in node and isinstance(node.in_index, int):
-            node.in_channels = widths[node.in_index]
+            node.in_channels = widths[sorted(widths)[node.in_index]]
 
 
 def reduce(cfg):
@@ -84,7 +84,8 @@ def reduce(cfg):
                         data_prefix=dict(img=f'data/coco/{split}2017/'), data_root=None, indices=None)
         if node.get('type') == 'XMLDataset':                    # and any of three classes
             node.update(data_root='data/VOCdevkit/VOC2007/', metainfo=dict(classes=['person', 'car', 'dog']),
-                        ann_file=f'ImageSets/Main/{dict(train="trainval", val="test")[split]}.txt', filter_cfg=None)
+                        ann_file=f'ImageSets/Main/{dict(train="trainval", val="test")[split]}.txt', filter_cfg=None,
+                        indices=None)
         if node.get('type') == 'BaseSegDataset':
             part = 'validation' if 'indices' in node and node.indices[1] == 5 else 'training'
             node.update(
