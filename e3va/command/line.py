@@ -170,5 +170,6 @@ def is_users(error):
     file, package = Path(frame.filename).resolve(), Path(__file__).resolve().parents[1]
     if isinstance(error, (KeyError, TypeError)):
         return file.parts[-3:-1] == ('mmengine', 'registry')
-    ours = file.is_relative_to(package) or file.is_relative_to(package.parent / 'tools')
-    return isinstance(error, ValueError) and ours and frame.line.startswith('raise ')
+    # the tools may be a checkout's, and the package installed elsewhere
+    tools = any(folder.name == 'tools' and (folder.parent / 'e3va').is_dir() for folder in file.parents)
+    return isinstance(error, ValueError) and (file.is_relative_to(package) or tools) and frame.line.startswith('raise ')
