@@ -166,7 +166,7 @@ def start(args, places, threads):
     """A worker's own supernet, on a GPU or some cores of its own; it ends with the process that it is for."""
     import torch
 
-    from e3va.command.processes import card  # first of all: it helps the stack import
+    from e3va.command.processes import card  # helps the stack import
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=leave, daemon=True).start()
     place = places.get()

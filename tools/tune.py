@@ -83,7 +83,7 @@ def tune(args):
         cfg, why = configure(args, found, place, out, console)
         if args.plan:
             console.print(f'train it: the same command without --plan, or {command("train.py", out / "config.py")}\n'
-                          f'compare methods: {task_file(out, found).read_text().splitlines()[1].removeprefix("# ")}')
+                          f'compare methods: {comparing(out, found)}')
             return
         console.print(f'log: {out / "log.txt"}; what the model says so far: {out}/now_*.jpg')
         with open(out / 'log.txt', 'a') as log:                          # loggers keep it: one file for all that comes
@@ -173,10 +173,8 @@ def configure(args, found, place, out, console):
     spec, = parse_method(choice.method)
     stock = config(found, place, choice.size, choice.batch, choice.epochs, trunk)
     task = task_file(out, found)
-    chosen = ' --tune' * bool(found.split('test') or 'choose' in stock.sweep)
     write(task, f'# {found.task} of {len(found.classes)} classes, as config.py here but for a method, written by '
-                f'tools/tune.py. Compare methods:\n# {command("sweep.py", task)} --methods fixed,lora,e3va{chosen}\n\n'
-                f'{stock.pretty_text}')
+                f'tools/tune.py. Compare methods:\n# {comparing(out, found)}\n\n{stock.pretty_text}')
     cfg = apply_method(stock, spec.method)
     cfg.pop('sweep')
     head = [f'# {found.task} of {len(found.classes)} classes, written by tools/tune.py. Edit it and run: '
@@ -189,6 +187,12 @@ def configure(args, found, place, out, console):
 def command(tool, *words):
     """A line for a shell, whatever a path's name has in it."""
     return shlex.join(['python', f'tools/{tool}', *map(str, words)])
+
+
+def comparing(out, found):
+    """The line that compares methods on the data."""
+    from tuning.task import can_choose
+    return f'{command("sweep.py", task_file(out, found))} --methods fixed,lora,e3va{" --tune" * can_choose(found)}'
 
 
 def task_file(out, found):

@@ -57,6 +57,12 @@ def lists(found):
     return made
 
 
+def can_choose(found):
+    """Whether a sweep can choose rates: by val beside a test split, or else by a part of train."""
+    made = lists(found)
+    return bool(made['test']) or all(made[name] for name in CHOICE)
+
+
 def coco(items, classes, task):
     """A COCO dict; paths are whole, so that it may stand anywhere. An instance without outline has its box as one."""
     out = dict(images=[], annotations=[], categories=[dict(id=i, name=name) for i, name in enumerate(classes)])
@@ -121,7 +127,7 @@ def config(found, place, size, batch, epochs, trunk):
         cfg.model.data_preprocessor.size = (size, size)
     for split in ('train', 'val', 'test'):
         data(cfg, found, place, split, size)
-    if all(lists(found).get(name) for name in CHOICE):
+    if can_choose(found) and not found.split('test'):
         cfg.sweep.choose = choice(cfg)
     cfg.train_dataloader.batch_size = batch
     cfg.train_cfg.max_epochs = epochs
