@@ -12,7 +12,7 @@ sweep = dict(rates=[3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
              rates_of=dict(                                             # where these end too early for a method
                  fixed=[3e-3, 1e-2, 3e-2, 1e-1, 3e-1],
                  e3va=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
-                 full=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2]))
+                 full=[3e-5, 1e-4, 3e-4, 1e-3, 3e-3]))
 
 # ---- the segmenter
 model = dict(
