@@ -16,6 +16,7 @@ sweep = dict(score='accuracy/top1', rates=[3e-4, 1e-3, 3e-3, 1e-2], weight_decay
                  mona=[1e-4, 3e-4, 1e-3, 3e-3],
                  partial=[3e-5, 1e-4, 3e-4, 1e-3, 3e-3],
                  fixed=[3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
+                 ssf=[1e-3, 3e-3, 1e-2, 3e-2],
                  **dict.fromkeys(['adaptformer', 'adaptformer_8', 'pear_adaptformer', 'vp_adaptformer'],
                                  [1e-3, 3e-3, 1e-2, 3e-2, 1e-1])),
              data='python tools/demo/prepare.py fetches it')
