@@ -12,13 +12,15 @@ epochs = 4
 # ---- the task
 sweep = dict(score='accuracy/top1', rates=[3e-4, 1e-3, 3e-3, 1e-2], weight_decays=[0.01, 0.1],
              rates_of=dict(                                             # where these end too early for a method
-                 full=[1e-5, 3e-5, 1e-4, 3e-4],
+                 full=[3e-4, 1e-3, 3e-3, 1e-2],
+                 gps=[1e-3, 3e-3, 1e-2, 3e-2],
                  mona=[1e-4, 3e-4, 1e-3, 3e-3],
                  partial=[3e-5, 1e-4, 3e-4, 1e-3, 3e-3],
                  fixed=[3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
                  ssf=[1e-3, 3e-3, 1e-2, 3e-2],
                  **dict.fromkeys(['adaptformer', 'adaptformer_8', 'pear_adaptformer', 'vp_adaptformer'],
                                  [1e-3, 3e-3, 1e-2, 3e-2, 1e-1])),
+             backbone_rate=dict(full=0.1, gps=0.1),                     # weights of the trunk take less than a head
              data='python tools/demo/prepare.py fetches it')
 model = dict(head=dict(num_classes=len(classes)))
 data_preprocessor = dict(num_classes=len(classes))
