@@ -158,7 +158,7 @@ def overview(page, found, look, args):
                        f'apart by more than three deviations of their seeds ({", ".join(counted)}).')
     head = ['method', *['share'] * bool(shares), *tasks]
     rows = []
-    for method in look:
+    for method in sorted(look, key=lambda method: -shares.get(method, float('-inf'))):
         cells = [method] + [(f'{shares[method]:.2f}', shares[method]) if method in shares else ''] * bool(shares)
         for view in found:
             entry = view.compared.get(method)
