@@ -152,6 +152,9 @@ def test_what_is_in_it(page):
         word for word in ('src="http', 'href="http', '<b>worse') if word in text.replace(plotly(), '')}
     share, costs, curves, maps = (drawn(page)[i:j] for i, j in ((0, 2), (2, 5), (5, 7), (-3, None)))
     assert [trace['y'][0] for trace in share[0]['data'][1:]] == pytest.approx([0, 1, 5 / 8, -10 / 8])
+    overview = text.partition('aria-label="all tasks"')[2].partition('</table>')[0]
+    assert re.findall('<th scope="row">.*?</i>(.*?)</th>', overview) == ['lora', 'e3va', 'fixed',
+                                                                         '&lt;b&gt;worse&lt;/b&gt;']
     assert [len(each['data']) for each in costs] == [5, 5, 5]           # the front, and four methods
     assert costs[0]['data'][0]['x'] == [10, 30, 90] and costs[0]['data'][0]['y'] == [51.5, 56.5, 59.5]
     assert [trace['x'] for trace in curves[0]['data']] == [[1, 2, 3, 4]] * 4
