@@ -58,19 +58,26 @@ def test_fgvc_averages_are_those_in_print(tmp_path, capsys, method):
 
 
 def test_claims(tmp_path, capsys):
-    """The standard error of a difference by hand: sqrt(1/3 + 4/3) of deviations 1 and 2; twice that tells apart."""
+    """The standard error by hand: sqrt(1/3 + 4/3) of deviations 1 and 2. Welch's test by hand: the square of that over
+    (1/9 + 16/9) / 2 are 2.94 degrees of freedom, at which t is 3.22 for p = 0.05 (between 4.30 at 2 and 3.18 at 3), so
+    that 4.00, 3.10 errors, is not told apart and 4.30, 3.33 errors, is."""
     values = dict(gps=[20., 21., 22.], lora=[10., 12., 14.], full=[19., 21., 23.], e3va=[10.], fixed=[0.],
-                  pear_lora=[11., 12., 13.], vp_lora=[14., 16., 18.])
+                  pear_lora=[11., 12., 13.], vp_lora=[14., 16., 18.],
+                  dmlora=[14., 14., 14.], dmlora_scheme_e=[13., 13., 13.], dmlora_scheme_a=[13., 13., 13.],
+                  ssf=[14.7, 16.7, 18.7])
     entries = [dict(task='mine', method=method, seed=seed, value=value)
                for method, some in values.items() for seed, value in enumerate(some)]
     out = run(tmp_path, capsys, entries, '--claims')
-    for line in ('| GPS | gps above lora | mine | +9.00 ± 1.29 | holds |',
-                 '| GPS | gps above full | mine | +0.00 ± 1.29 | not told apart |',
-                 '| Pear | pear_lora not below lora | mine | +0.00 ± 1.29 | not told apart, as it says |',
-                 '| Pear | pear_lora above vp_lora | mine | -4.00 ± 1.29 | does not hold |',
-                 '| E3VA | e3va above fixed | mine | +10.00 | one seed tells nothing |'):
+    for line in ('| GPS | gps above lora | mine | +9.00 ± 1.29 | 0.006 | holds |',
+                 '| GPS | gps above full | mine | +0.00 ± 1.29 | 1.000 | not told apart |',
+                 '| GPS | gps above ssf | mine | +4.30 ± 1.29 | 0.046 | holds |',
+                 '| Pear | pear_lora not below lora | mine | +0.00 ± 1.29 | 1.000 | not told apart, as it says |',
+                 '| Pear | pear_lora above vp_lora | mine | -4.00 ± 1.29 | 0.055 | not told apart |',
+                 '| DMLoRA | dmlora above dmlora_scheme_e | mine | +1.00 ± 0.00 | 0.000 | holds |',
+                 '| DMLoRA | dmlora_scheme_e above dmlora_scheme_a | mine | +0.00 ± 0.00 | 1.000 | not told apart |',
+                 '| E3VA | e3va above fixed | mine | +10.00 |  | one seed tells nothing |'):
         assert line in out
-    assert 'dmlora' not in out
+    assert 'bitfit' not in out
     assert 'No rows of two methods' in run(tmp_path, capsys, entries[:3], '--claims')
 
 
@@ -135,8 +142,11 @@ def bench():
 
 def test_shares_of_the_gain(tmp_path, capsys):
     out = run(tmp_path, capsys, bench())
+    # the mix's error by hand: deviations of 1 of three seeds and a gain of 8: sqrt(1/3 (1 + 0.25^2 + 0.75^2)) / 8
     assert [cells(out, name)['share of the gain of lora'] for name in ('fixed', 'mix', 'lora')] == [
-        '0.00', '0.75', '1.00']
+        '0.00', '0.75 ± 0.09', '1.00']
+    assert [line.split(' | ')[0] for line in out.splitlines() if line.startswith('| ')][2:] == [
+        '| lora', '| mix', '| fixed']
     assert cells(out, 'lora')['cells'] == '**48.00 ± 1.00**' and cells(out, 'mix')['plain'] == '70.00 ± 0.00'
     assert 'cells: lora - fixed is 8.00, a seed deviates by 1.00: counted.' in out
     assert 'plain: lora - fixed is 0.50, a seed deviates by 1.00: not told apart, not counted.' in out
@@ -159,8 +169,8 @@ def test_gain_beside_cost(tmp_path, capsys):
     (tmp_path / 'cost.json').write_text(json.dumps(costs))
     plot = tmp_path / 'choice.png'
     out = run(tmp_path, capsys, bench(), '--cost', str(tmp_path / 'cost.json'), '--plot', str(plot))
-    assert '| lora:recompute=block | 1.00 | 0.060 | 2.70 |' in out and '| mix | 0.75 | 0.150 | 1.40 |' in out
-    assert '| mix:mode=stream | 0.75 | 0.010 | 1.60 |' in out
+    assert '| lora:recompute=block | 1.00 | 0.060 | 2.70 |' in out and '| mix | 0.75 ± 0.09 | 0.150 | 1.40 |' in out
+    assert '| mix:mode=stream | 0.75 ± 0.09 | 0.010 | 1.60 |' in out
     assert 'int8' not in out and 'bf16' not in out and '| full |' not in out
     with Image.open(plot) as image:
         assert len(image.convert('RGB').getcolors(1 << 20)) > 20            # points of several colours, no blank page

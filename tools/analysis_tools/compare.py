@@ -12,10 +12,11 @@ two averages in print, of the three groups (NOAH, Pear, DMLoRA) and of the ninet
 method that lacks tasks gets none, and what it lacks is named.
 
 For other tasks the average is of what a method gains, as a share of what `--one` gains over `--zero`, over the tasks
-that tell these two apart: by more than three deviations of their seeds. With the rows of cost.py for `--cost`, memory
-and time stand beside it, and `--plot` draws one against the other; what recomputes its blocks has the results of the
-method without. `--claims` holds the rows against what the papers claim (claims.yml): two means are told apart by more
-than two standard errors of their difference.
+that tell these two apart: by more than three deviations of their seeds; with its standard error over the seeds. With
+the rows of cost.py for `--cost`, memory and time stand beside it, and `--plot` draws one against the other; what
+recomputes its blocks has the results of the method without. `--claims` holds the rows against what the papers claim
+(claims.yml): two means are told apart where Welch's t-test of their seeds has p < 0.05. Three seeds tell little apart;
+the sweep that made them adds more, by `--seeds 1 2 3 4 5 6`.
 """
 import argparse
 import json
@@ -24,7 +25,7 @@ from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from statistics import fmean as mean
-from statistics import stdev
+from statistics import stdev, variance
 
 import yaml
 
@@ -38,6 +39,7 @@ PRINTED = Path(__file__).with_name('printed.yml')
 CLAIMS = Path(__file__).with_name('claims.yml')
 HAS = 'task, method and value'
 TRUNK = 'vit_b'                                                         # of the printed numbers
+LEVEL = 0.05                                                            # of the test that tells two means apart
 
 
 def read(files):
@@ -99,45 +101,71 @@ def apart(tasks, zero, one):
 
 
 def gains(tasks, zero, one, counted):
-    """{method: its mean share of the gain of `one`} of the methods that have all `counted` tasks."""
+    """{method: (its mean share of the gain of `one`, standard error)} of the methods that have all `counted` tasks.
+
+    The error is that of the seeds, to first order: None for `zero` and `one`, which are 0 and 1 whatever their seeds
+    are, and where a method has a single seed of a task.
+    """
     found = {}
     for method in dict.fromkeys(method for methods in tasks.values() for method in methods):
         if counted and all(method in tasks[task] for task in counted):
-            means = [[mean(tasks[task][name].values()) for name in (method, zero, one)] for task in counted]
-            found[method] = mean((value - low) / (high - low) for value, low, high in means)
+            seeds = [[list(tasks[task][name].values()) for name in (method, zero, one)] for task in counted]
+            shares = [(mean(values) - mean(low)) / (mean(high) - mean(low)) for values, low, high in seeds]
+            error = None
+            if method not in (zero, one) and all(len(values) > 1 for values, *_ in seeds):
+                error = sum(of_share(share, *each) for share, each in zip(shares, seeds)) ** 0.5 / len(counted)
+            found[method] = mean(shares), error
     return found
+
+
+def of_share(share, values, low, high):
+    """The square of a share's standard error."""
+    return ((squared(values) + (1 - share) ** 2 * squared(low) + share ** 2 * squared(high))
+            / (mean(high) - mean(low)) ** 2)
+
+
+def squared(values):
+    """The square of a mean's standard error."""
+    return variance(values) / len(values)
+
+
+def said(number, error, digits=2):
+    """A number and, where it has one, its error."""
+    return f'{number:.{digits}f}' if error is None else f'{number:.{digits}f} ± {error:.{digits}f}'
 
 
 # ---- tables
 
-def table(suite, tasks, more=(), beside=()):
+def table(suite, tasks, share='', shares=None, beside=()):
     """A Markdown table.
 
     Args:
+        share (str): the column of `shares`.
+        shares (dict): {method: (number, error or None)}; the methods stand by it, those without behind them.
         beside (list): pairs (label, numbers of all tasks of the suite), rows that are not ours.
-        more (iterable of (column, {method: number}, digits, whether the best is marked)): columns behind the tasks'.
     """
-    methods = list(dict.fromkeys(method for values in tasks.values() for method in values))
+    shares = shares or {}
+    methods = dict.fromkeys(method for values in tasks.values() for method in values)
+    methods = sorted(methods, key=lambda method: -shares.get(method, [float('-inf')])[0])
     order = [task for task in SUITES.get(suite, sorted(tasks)) if task in tasks]
-    means = {task: {method: mean(values.values()) for method, values in tasks[task].items()} for task in order}
-    columns = [(task, means[task], 2, True) for task in order]
+    columns = {task: {method: mean(values.values()) for method, values in tasks[task].items()} for task in order}
     if suite:
-        found = {method: averages(suite, {task: means[task][method] for task in order if method in means[task]})
+        found = {method: averages(suite, {task: columns[task][method] for task in order if method in columns[task]})
                  for method in methods}
-        names = dict.fromkeys(name for values in found.values() for name in values)
-        columns += [(name, {method: values[name] for method, values in found.items() if values}, 2, True)
-                    for name in names]
-    columns += more
-    lines = [['method', *(name for name, *_ in columns), 'seeds'], ['---'] * (2 + len(columns))]
+        for name in dict.fromkeys(name for values in found.values() for name in values):
+            columns[name] = {method: values[name] for method, values in found.items() if values}
+    last = [share] if shares else []
+    lines = [['method', *columns, *last, 'seeds'], ['---'] * (2 + len(columns) + len(last))]
     for method in methods:
         counts = {len(values[method]) for values in tasks.values() if method in values}
-        cells = [cell(name, values, digits, mark, method, tasks) for name, values, digits, mark in columns]
+        cells = [cell(values, method, tasks.get(name)) for name, values in columns.items()]
+        cells += [said(*shares[method]) if method in shares else ''] * len(last)
         lines.append([method, *cells, '-'.join(map(str, sorted({min(counts), max(counts)})))])
     for label, values in beside:
         means = averages(suite, dict(zip(SUITES[suite], values)))
         shown = {**{task: f'{value:.1f}' for task, value in zip(SUITES[suite], values)},
                  **{name: f'{value:.2f}' for name, value in means.items()}}
-        lines.append([label, *(shown[name] for name, *_ in columns), ''])
+        lines.append([label, *(shown[name] for name in columns), ''])
     text = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
     for method in methods if suite else ():
         missing = [task for task in SUITES[suite] if method not in tasks.get(task, ())]
@@ -146,14 +174,13 @@ def table(suite, tasks, more=(), beside=()):
     return text
 
 
-def cell(name, values, digits, mark, method, tasks):
-    if values.get(method) is None:
+def cell(means, method, seeds):
+    """A mean, the best one bold, with the deviation of its seeds where it is of a task and of several."""
+    if method not in means:
         return ''
-    text = f'{values[method]:.{digits}f}'
-    several = list(tasks.get(name, {}).get(method, {}).values())
-    if len(several) > 1:
-        text += f' ± {stdev(several):.{digits}f}'
-    return f'**{text}**' if mark and values[method] == max(values.values()) else text
+    several = list((seeds or {}).get(method, {}).values())
+    text = said(means[method], stdev(several) if len(several) > 1 else None)
+    return f'**{text}**' if means[method] == max(means.values()) else text
 
 
 # ---- beside what it costs
@@ -179,13 +206,17 @@ def plain(name, methods):
 
 def plot(found, shares, path):
     """Share of the gain against memory and against time; found: see `costs`."""
+    from matplotlib.colors import to_rgba
+
     from e3va.cost.plot import clean, label, plt
     from e3va.files.whole import save_figure
     figure, panels = plt.subplots(1, 2, figsize=(12, 5.2), layout='constrained', sharey=True)
     titles = 'saved for backward, (method - fixed) / (full - fixed)', 'time of a training step / that of fixed'
     for i, (axes, title) in enumerate(zip(panels, titles), 1):
         for j, values in enumerate(found.values()):
-            axes.errorbar(values[i], shares[values[0]], xerr=[[0], [0]], fmt='o', markersize=8, color=f'C{j % 10}')
+            share, error = shares[values[0]]
+            axes.errorbar(values[i], share, yerr=error or 0, fmt='o', markersize=8, color=f'C{j % 10}',
+                          ecolor=to_rgba(f'C{j % 10}', 0.4), elinewidth=3)
         axes.set(xlabel=title)
         clean(axes)
     panels[0].set(ylabel='share of the gain')
@@ -204,7 +235,7 @@ def chosen(tasks, args):
     counted = [task for task, (gain, deviation) in told.items() if gain > 3 * deviation]
     shares = gains(tasks, args.zero, args.one, counted)
     share = f'share of the gain of {args.one}'
-    text = table('', tasks, [(share, shares, 2, False)] if shares else [])
+    text = table('', tasks, share, shares)
     if not told:
         text += f'\n\nNo {share} over {args.zero}: no task has several seeds of both.'
     for task, (gain, deviation) in told.items():
@@ -217,39 +248,48 @@ def chosen(tasks, args):
             raise ValueError(f'{args.cost}: none of its methods has rows for all of {tasks}')
         text += f'\n\n| method | {share} | saved of (full - fixed) | step / fixed |\n| --- | --- | --- | --- |'
         for name, (method, saved, step) in found.items():
-            text += f'\n| {name} | {shares[method]:.2f} | {saved:.3f} | {step:.2f} |'
+            text += f'\n| {name} | {said(*shares[method])} | {saved:.3f} | {step:.2f} |'
         if args.plot:
             plot(found, shares, args.plot)
     return text
 
 
 def difference(a, b):
-    """(mean of a - mean of b, its standard error; None where one has a single seed)."""
-    spread = (stdev(a) ** 2 / len(a) + stdev(b) ** 2 / len(b)) ** 0.5 if min(len(a), len(b)) > 1 else None
-    return mean(a) - mean(b), spread
+    """(mean of a - mean of b, its standard error, p of Welch's t-test); the last two None where one has a single seed.
+
+    Source: Welch, The generalization of "Student's" problem when several different population variances are involved,
+    Biometrika 1947.
+    """
+    gain = mean(a) - mean(b)
+    if min(len(a), len(b)) < 2:
+        return gain, None, None
+    error = (squared(a) + squared(b)) ** 0.5
+    if error == 0:                                                      # no seed deviates
+        return gain, error, float(gain == 0)
+    from scipy.stats import ttest_ind_from_stats
+    told = (number for values in (a, b) for number in (mean(values), stdev(values), len(values)))
+    return gain, error, float(ttest_ind_from_stats(*told, equal_var=False).pvalue)
 
 
-def verdict(relation, gain, error):
-    if error is None:
+def verdict(relation, gain, p):
+    if p is None:
         return 'one seed tells nothing'
-    if gain < -2 * error:
-        return 'does not hold'
-    if gain > 2 * error:
-        return 'holds'
+    if p < LEVEL:
+        return 'holds' if gain > 0 else 'does not hold'
     return 'not told apart, as it says' if relation == 'not below' else 'not told apart'
 
 
 def claims(tasks):
     """Text: each claim that rows can be held against, a line a task."""
-    lines = ['| paper | claim | task | difference | |', '| --- | --- | --- | --- | --- |']
+    lines = ['| paper | claim | task | difference | p | |', '| --- | --- | --- | --- | --- | --- |']
     for claim in yaml.safe_load(CLAIMS.read_text()):
         for other in claim['than']:
             for task, methods in sorted(tasks.items()):
                 if {claim['method'], other} <= set(methods):
-                    gain, error = difference(*(list(methods[name].values()) for name in (claim['method'], other)))
+                    gain, error, p = difference(*(list(methods[name].values()) for name in (claim['method'], other)))
                     cells = [claim['paper'], f'{claim["method"]} {claim["relation"]} {other}', task,
                              f'{gain:+.2f}' + ('' if error is None else f' ± {error:.2f}'),
-                             verdict(claim['relation'], gain, error)]
+                             '' if p is None else f'{p:.3f}', verdict(claim['relation'], gain, p)]
                     lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines) if lines[2:] else 'No rows of two methods of which a paper says which is better.'
 

@@ -146,7 +146,7 @@ def methods(page, view, look):
 
 def overview(page, found, look, args):
     """All tasks: scores, and what each method gains of what args.one gains over args.zero."""
-    from analysis_tools.compare import apart, gains
+    from analysis_tools.compare import apart, gains, said
     from reporting.figures import against
     tasks = {view.title: {method: entry.values for method, entry in view.compared.items()} for view in found}
     told = apart(tasks, args.zero, args.one)
@@ -155,11 +155,12 @@ def overview(page, found, look, args):
     page.heading('All tasks')
     if shares:
         page.paragraph(f'Share: of what {args.one} gains over {args.zero}, the mean over the tasks that tell these two '
-                       f'apart by more than three deviations of their seeds ({", ".join(counted)}).')
+                       f'apart by more than three deviations of their seeds ({", ".join(counted)}), ± its standard '
+                       'error.')
     head = ['method', *['share'] * bool(shares), *tasks]
     rows = []
-    for method in sorted(look, key=lambda method: -shares.get(method, float('-inf'))):
-        cells = [method] + [(f'{shares[method]:.2f}', shares[method]) if method in shares else ''] * bool(shares)
+    for method in sorted(look, key=lambda method: -shares.get(method, [float('-inf')])[0]):
+        cells = [method] + [(said(*shares[method]), shares[method][0]) if method in shares else ''] * bool(shares)
         for view in found:
             entry = view.compared.get(method)
             cells.append(score(entry, best=entry is view.best) if entry else '')
@@ -167,7 +168,7 @@ def overview(page, found, look, args):
     page.table(head, rows, 'all tasks')
     figures = []
     for cost, of, title in (('saved_mib', args.one, 'saved for backward'), ('train_s', args.zero, 'time of training')):
-        points = [(method, ratio, share, None) for method, share in shares.items()
+        points = [(method, ratio, *share) for method, share in shares.items()
                   if (ratio := relative(found, counted, method, of, cost)) is not None]
         if len(points) > 2:                                             # more than the two that make the scale
             figures.append(against(points, look, f'{title}, of that of {of}', 'share of the gain'))
