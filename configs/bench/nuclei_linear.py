@@ -5,7 +5,7 @@
 #
 # The linear segmentation of Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, TMLR 2024
 # (arXiv:2304.07193, sec. 7.4), on its last layer; what a decoder would make up for must be in the trunk.
-_base_ = 'nuclei.py'
+_base_ = '../demo/nuclei.py'
 
 # ---- the task
 sweep = dict(rates=[3e-4, 1e-3, 3e-3, 1e-2, 3e-2],

@@ -1,6 +1,6 @@
 """The averages of the papers' own rows, gains by hand, and rows that cannot be averaged."""
 import json
-from statistics import fmean
+from statistics import fmean, stdev
 
 import pytest
 import yaml
@@ -220,3 +220,24 @@ def test_printed_numbers_stand_below_ours(tmp_path, capsys, trunk, there):
     if there:
         found = cells(out, 'gps, printed (GPS, 2)')
         assert (found['cub'], found['cars'], found['mean']) == ('89.9', '90.4', '91.78')
+
+
+def test_the_bench_prints_its_rows():
+    """Each cell of the tables of configs/bench/README.md is the mean and deviation of rows.jsonl's seeds on test."""
+    compare, folder = tool('analysis_tools/compare.py'), ROOT / 'configs/bench'
+    tasks = compare.read([folder / 'rows.jsonl'])['', '']
+    lines = [[cell.strip() for cell in line.strip('|').split('|')]
+             for line in (folder / 'README.md').read_text().splitlines()]
+    checked = 0
+    for head, column in (('digits', {task: task for task in tasks}), ('test', dict(test='digits'))):
+        start = next(i for i, line in enumerate(lines) if line[:2] == ['method', head])
+        for line in lines[start + 2:]:
+            if len(line) < len(lines[start]):
+                break
+            for name, cell in zip(lines[start], line):
+                if name in column:
+                    values = list(tasks[column[name]].get(line[0], {}).values())
+                    assert cell == (compare.said(fmean(values), stdev(values) if len(values) > 1 else None, 1)
+                                    if values else '')
+                    checked += 1
+    assert checked > 100

@@ -17,7 +17,7 @@ from e3va.command.config import load_config, nodes
 from .found import IGNORED, mask_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-BASES = dict(detection='demo/atss_vit-s.py', instance='bench/instances.py', semantic='bench/nuclei.py',
+BASES = dict(detection='demo/atss_vit-s.py', instance='bench/instances.py', semantic='demo/nuclei.py',
              classification='demo/crops_vit-s.py')
 SCORES = dict(detection=('coco/bbox_mAP', 100), instance=('coco/segm_mAP', 100), semantic=('mIoU', 1),
               classification=('accuracy/top1', 1))

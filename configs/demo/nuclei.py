@@ -1,7 +1,7 @@
 # Nuclei in microscope images: nucleus or background for each pixel (Data Science Bowl 2018, CC0; a subset).
 #
-# python tools/sweep.py configs/bench/nuclei.py --methods fixed,lora       the whole protocol, see README.md here
-# python tools/train.py configs/bench/nuclei.py --method lora              one run
+# python tools/sweep.py configs/demo/nuclei.py --methods fixed,lora        the whole protocol of configs/bench
+# python tools/train.py configs/demo/nuclei.py --method lora               one run
 #
 # UPerNet (Xiao et al., ECCV 2018, arXiv:1807.10221) on a ViT-S/14 in DINOv2's layout.
 import os

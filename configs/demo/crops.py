@@ -1,9 +1,9 @@
-# Crops of blood cells: which of three kinds is it? Of BCCD's boxes (MIT): 300 crops to train, 199 val, all of test.
+# Crops of blood cells: which of three kinds is it? Of BCCD's boxes (MIT): 300 crops to train, 198 val, 945 test.
 #
 # python tools/demo/crops.py data/bccd data/crops                          the crops, once
-# python tools/sweep.py configs/bench/crops.py --methods fixed,lora        the whole protocol, see README.md here
-# python tools/train.py configs/bench/crops.py --method lora               one run
-_base_ = '../demo/crops_vit-s.py'
+# python tools/sweep.py configs/demo/crops.py --methods fixed,lora         the whole protocol of configs/bench
+# python tools/train.py configs/demo/crops.py --method lora                one run
+_base_ = 'crops_vit-s.py'
 
 # ---- what one edits
 classes = ('Platelets', 'RBC', 'WBC')
