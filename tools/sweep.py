@@ -18,6 +18,7 @@ named at the end, the others are made. The jobs of a SLURM array share out the p
 same command collects the rows and shows the tables. Your own images become a task by `tools/tune.py FOLDER --plan`.
 """
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -25,9 +26,11 @@ import math
 import os
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +40,7 @@ from queue import SimpleQueue
 sys.path.append(str(Path(__file__).resolve().parent))                   # tools/, behind all packages
 SPLITS = 'train', 'val', 'test'
 CHOICE = 0                                                              # the seed by which rates are chosen
+WAIT = 2                                                                # s between looks at another sweep's run
 STEP = re.compile(r'(?:Epoch|Iter)\(train\)\s*\[.*?(?=  |$)')          # where a run is, in mmengine's log
 LEFT = re.compile(r'eta: (\S+)')
 
@@ -65,6 +69,17 @@ class Run:
     def result(self):
         """The finished rows, those of val first."""
         return self.folder / f'{"_".join(self.splits)}.json'
+
+    def told(self, command):
+        """What a worker is told, for `heard`: the run, and the command that the user gave."""
+        return json.dumps(dict(dataclasses.asdict(self), folder=str(self.folder), command=command))
+
+
+def heard(text):
+    """(the run, the user's command) out of what `Run.told` gave: equal to the one that was told."""
+    run = json.loads(text)
+    command = run.pop('command')
+    return Run(**dict(run, splits=tuple(run['splits']), folder=Path(run['folder']))), command
 
 
 def parse(argv):
@@ -95,9 +110,8 @@ def main(argv=None):
     from e3va.command.line import one_line_errors  # first of all: it helps the stack import
     with one_line_errors():
         if args.run:
-            run = json.loads(args.run)
-            command = run.pop('command')
-            train(Run(**dict(run, folder=Path(run['folder']))), command)
+            end_with_the_sweep()
+            train(*heard(args.run))
         else:
             sys.exit(sweep(args))
 
@@ -105,11 +119,11 @@ def main(argv=None):
 # ---- the plan
 
 def sweep(args):
-    """All runs of the arguments; the number of those that failed."""
+    """All runs of the arguments; 1 where one failed, else 0."""
     tasks = [load_task(path) for path in config_files(args.configs)]
     check_data(tasks)
     methods = labels(args.methods)                                      # a wrong name stops before the first minute
-    failed, pool = [], Pool(args.workers)
+    failed, pool = {}, Pool(args.workers)
     settings = {}                                                       # (task, method): (rate, weight decay)
     pairs = mine([(task, method) for task in tasks for method in methods])
     if args.tune:
@@ -118,23 +132,28 @@ def sweep(args):
             raise ValueError(f'--tune: {", ".join(same)}: val is the test split, by which nothing may be chosen; say '
                              'by sweep.choose what differs in a run that chooses, or leave --tune out')
         rates = {(task, method): {(rate, task.decays[0]) for rate in task.tried(method)} for task, method in pairs}
-        failed += choose(pool, rates, settings, args.out, 'choosing rates')
+        failed |= choose(pool, rates, settings, args.out, 'choosing rates')
+        collect(args.out, tasks)                                        # what one looks at meanwhile
         decays = {pair: {(settings[key][0], decay) for decay in pair[0].decays}
                   for pair in pairs if (key := (pair[0].name, pair[1])) in settings}
-        failed += choose(pool, decays, settings, args.out, 'choosing weight decays')
+        failed |= choose(pool, decays, settings, args.out, 'choosing weight decays')
+        collect(args.out, tasks)
     else:
         settings = {(task.name, method): (None, None) for task, method in pairs}
     final = [run_of(task, method, *settings[task.name, method], seed, ('val', 'test')[task.same:], args.out,
                     args.pictures)
              for seed in args.seeds for task, method in pairs if (task.name, method) in settings]
-    failed += pool.finish(final, 'seeds')
+    failed |= pool.finish(final, 'seeds')
     rows = collect(args.out, tasks)
     show(tasks, methods, final, rows)
     for line in at_the_end(pairs, settings) if args.tune else ():
         print(line)
     for run in failed:
         print(f'failed: {run.says}: {last_line(run.folder)}')
-    return min(len(failed), 100)
+    for task, method in pairs:
+        if (task.name, method) not in settings:
+            print(f'{task.name} {method}: nothing is chosen, so no seed was run')
+    return int(bool(failed))
 
 
 def labels(methods):
@@ -147,12 +166,18 @@ def mine(pairs):
     """All of them; in a job of a SLURM array its share."""
     if 'SLURM_ARRAY_TASK_ID' not in os.environ:
         return pairs
-    index, first, count = (int(os.environ[f'SLURM_ARRAY_TASK_{name}']) for name in ('ID', 'MIN', 'COUNT'))
-    return pairs[index - first::count]
+    given = {name: os.environ.get(f'SLURM_ARRAY_TASK_{name}', '1') for name in ('ID', 'MIN', 'MAX', 'COUNT', 'STEP')}
+    index, first, last, count, step = map(int, given.values())
+    if (last - first) // step + 1 != count:
+        raise ValueError(f'an array of {count} jobs from {first} to {last} by steps of {step}: give a range, such as '
+                         f'--array=0-{count - 1}, so that each job knows its share')
+    return pairs[(index - first) // step::count]
 
 
 def choose(pool, tried, settings, out, title):
     """Score each pair's tried (rate, weight decay) on val, put the best into `settings`; the runs that failed.
+
+    A choice does without what cannot be trained, as it diverges; where a run was killed it waits for the next call.
 
     Args:
         tried (dict): {(task, method): set of (rate, weight decay)}.
@@ -162,7 +187,9 @@ def choose(pool, tried, settings, out, title):
     failed = pool.finish([run for made in runs.values() for run in made], title)
     for key, made in runs.items():
         scored = {run: value(run) for run in made if run.result.is_file()}
-        if scored:                                                      # the first, so the smallest rate, on a tie
+        if any(failed.get(run, 0) < 0 for run in made):
+            settings.pop(key, None)
+        elif scored:                                                    # the first, so the smallest rate, on a tie
             best = max(scored, key=scored.get)
             settings[key] = best.rate, best.decay
     return failed
@@ -192,7 +219,7 @@ class Task:
     chooses: bool                                                       # it says what differs in a run that chooses
     rates_of: tuple = ()                                                # (method, its rates) where they are others
     backbone_rate: tuple = ()                                           # (method, share of the rate)
-    data_roots: tuple = ()                                              # its folders of data
+    places: tuple = ()                                                  # its folders and lists of data
     data: str = ''                                                      # how these are had
 
     def tried(self, method):
@@ -219,29 +246,44 @@ def config_files(given):
 def load_task(path):
     from e3va.command.config import load_config, nodes
     cfg = load_config(path)
+    missing = [f'{split}_dataloader' for split in SPLITS if not (cfg.get(f'{split}_dataloader') or {}).get('dataset')]
+    if missing:
+        raise ValueError(f'{path} has no {", ".join(missing)} with a dataset: a task trains on train, and is scored on '
+                         'val and test (test_dataloader = val_dataloader where they are the same)')
     if not {'score', 'rates', 'weight_decays'} <= set(cfg.get('sweep') or {}):
         raise ValueError(f"{path} says no sweep = dict(score='coco/bbox_mAP', rates=[1e-3], weight_decays=[0.01])")
     run = {key: value for key, value in cfg.to_dict().items() if key != 'sweep'}      # what is tried changes no run
+    if 'choose' in cfg.sweep:                                           # but this, which changes those that choose
+        run['choose'] = cfg.sweep.choose
     mark = hashlib.sha256(json.dumps(run, sort_keys=True, default=str).encode()).hexdigest()[:6]
-    roots = [node['data_root'] for node in nodes([cfg[f'{split}_dataloader'].dataset for split in SPLITS])
-             if node.get('data_root')]
+    datasets = nodes([cfg[f'{split}_dataloader'].dataset for split in SPLITS])
+    places = tuple(dict.fromkeys(place for node in datasets for place in places_of(node)))
     return Task(path.stem, str(path), mark, tuple(cfg.sweep.rates), tuple(cfg.sweep.weight_decays),
                 cfg.val_dataloader.dataset == cfg.test_dataloader.dataset, 'choose' in cfg.sweep,
                 tuple((method, tuple(rates)) for method, rates in cfg.sweep.get('rates_of', {}).items()),
-                tuple(cfg.sweep.get('backbone_rate', {}).items()), tuple(dict.fromkeys(roots)),
+                tuple(cfg.sweep.get('backbone_rate', {}).items()), places,
                 cfg.sweep.get('data', 'put the data there'))
 
 
+def places_of(dataset):
+    """The folders and files that a dataset reads, those first that hold the others."""
+    root, ann, prefix = (dataset.get(key) or '' for key in ('data_root', 'ann_file', 'data_prefix'))
+    parts = ['', ann, *(prefix.values() if isinstance(prefix, dict) else [prefix])]
+    places = [os.path.join(root, part).rstrip('/') for part in parts if isinstance(part, str)]
+    return [place for place in places if place and '://' not in place]
+
+
 def check_data(tasks):
-    """ValueError where folders of data are missing: of all tasks at once, what to do about each said once."""
+    """ValueError where data is missing: of all tasks at once, what to do about each said once."""
     missing = defaultdict(list)
     for task in tasks:
-        lacks = [root for root in task.data_roots if not Path(root).is_dir()]
-        if lacks:
-            missing[task.data].append((task.config, lacks))
+        lacks = [place for place in task.places if not os.path.exists(place)]
+        if lacks:                                                       # of a missing folder not what would be in it
+            inside = {place for place in lacks for other in lacks if place.startswith(os.path.join(other, ''))}
+            missing[task.data].append((task.config, [place for place in lacks if place not in inside]))
     if missing:
         raise ValueError('\n'.join(
-            f'{", ".join(config for config, _ in found)}: there is no folder '
+            f'{", ".join(config for config, _ in found)}: there is no file or folder '
             f'{", ".join(dict.fromkeys(root for _, lacks in found for root in lacks))}; {what}'
             for what, found in missing.items()))
 
@@ -272,9 +314,9 @@ class Pool:
         self.workers = workers or self.gpus or len(self.cores)
 
     def finish(self, runs, title):
-        """Make the runs that are not there yet; those that failed."""
+        """Make the runs that are not there yet; {run that failed: its exit status, below 0 where it was killed}."""
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-        left, failed, places, stop = [run for run in runs if not run.result.is_file()], [], SimpleQueue(), []
+        left, failed, places, stop = [run for run in runs if not run.result.is_file()], {}, SimpleQueue(), []
         for i in range(self.workers):
             places.put(i)
         columns = (TextColumn('{task.description}'), BarColumn(20), TimeRemainingColumn(compact=True),
@@ -291,8 +333,8 @@ class Pool:
                         def say(text):
                             bar.update(here, said=text)
 
-                        if not self.start(run, place, say):
-                            failed.append(run)
+                        if status := self.start(run, place, say):
+                            failed[run] = status
                         bar.remove_task(here)
                 except BaseException:                                   # a full disk: the others need not try
                     stop.append(True)
@@ -312,23 +354,27 @@ class Pool:
         return failed
 
     def start(self, run, place, say):
-        """Whether a run ends well; its output goes to log.txt in its folder, and `say` hears where it is."""
+        """A run's exit status; its output goes to log.txt in its folder, and `say` hears where it is."""
         run.folder.mkdir(parents=True, exist_ok=True)
         environment, threads = dict(os.environ), max(1, len(self.cores) // self.workers)
         if self.gpus:
             from e3va.command.processes import card
             environment['CUDA_VISIBLE_DEVICES'] = card(place, self.gpus)
         else:
-            environment['OMP_NUM_THREADS'] = str(threads)
-        told = json.dumps(dict(dataclasses.asdict(run), folder=str(run.folder),
-                               command=shlex.join(['python', *sys.argv])))
-        command = [sys.executable, __file__, run.config, '--methods', run.method, '--run', told]
-        with open(run.folder / 'log.txt', 'a') as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+            environment.setdefault('OMP_NUM_THREADS', str(threads))
+        command = [sys.executable, __file__, run.config, '--methods', run.method, '--run',
+                   run.told(shlex.join(['python', *sys.argv]))]
+        log = run.folder / 'log.txt'
+        log.write_bytes(b'')                                            # errors of before are over
+        with log.open('a') as output:                                   # another sweep may wait for this run
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment)
             while process.poll() is None:
-                say(where(run.folder / 'log.txt'))
+                say(where(log))
                 time.sleep(0.5)
-        return process.returncode == 0
+            if process.returncode < 0:
+                output.write(f'\nerror: killed by signal {-process.returncode}'
+                          f'{", as for want of memory" * (process.returncode == -signal.SIGKILL)}\n')
+        return process.returncode
 
 
 def where(log):
@@ -344,18 +390,34 @@ def where(log):
 
 
 def last_line(folder):
+    """The error that ended a run; without one the last of what it said."""
     lines = (folder / 'log.txt').read_text(errors='replace').strip().splitlines()
-    return lines[-1] if lines else 'no output'
+    return next((line for line in reversed(lines) if line.startswith('error: ')), lines[-1] if lines else 'no output')
 
 
 # ---- one run
 
+def end_with_the_sweep():
+    """End this worker when the sweep is no more, however that was killed: its end of the pipe closes then."""
+    def wait():
+        os.read(0, 1)                                                   # sys.stdin's lock would stop a usual end
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def train(run, command):
-    """Make a run, unless another sweep into this folder has made it meanwhile."""
+    """Make a run, unless another sweep into this folder makes it; that one is waited for."""
     from e3va.files.whole import alone
-    with alone(str(run.folder)):
-        if not run.result.is_file():
-            train_and_score(run, command)
+    while not run.result.is_file():
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(alone(str(run.folder)))
+            except ValueError:
+                time.sleep(WAIT)
+                continue
+            if not run.result.is_file():
+                train_and_score(run, command)
 
 
 def train_and_score(run, command):
@@ -381,7 +443,7 @@ def train_and_score(run, command):
         optimizer.update(lr=run.rate, weight_decay=run.decay)
     if run.backbone != 1:
         cfg.merge_from_dict({'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult': run.backbone})
-    if run.seed == CHOICE and run.splits == ('val', ):
+    if 'test' not in run.splits:
         cfg.merge_from_dict(task.get('choose', {}))
     cfg.work_dir, cfg.randomness = str(run.folder), dict(seed=run.seed)
     cfg.experiment_name = '-'.join(run.folder.parts[-3:])               # mmengine keeps what was logged by it

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from mmengine.config import Config
 from PIL import Image
 
 from e3va.command.processes import build_runner, card
@@ -53,8 +54,8 @@ def place(tmp_path, monkeypatch):
     def start(self, run, place, say):
         made.append((run.method, run.rate, run.decay, run.seed, run.splits))
         run.folder.mkdir(parents=True, exist_ok=True)
-        sweep.train(run, 'python tools/sweep.py')
-        return True
+        sweep.train(*sweep.heard(run.told('python tools/sweep.py')))    # as a worker hears of it
+        return 0
 
     monkeypatch.setattr(sweep.Pool, 'start', start)
     return made
@@ -146,7 +147,7 @@ def test_the_rows_are_of_the_config_as_it_is(place, tmp_path):
 
 
 def test_a_task_without_a_val_split(place, tmp_path, capsys):
-    """Scored on test once; nothing is chosen by that, but by what `choose` puts in its place."""
+    """Scored on test once; nothing is chosen by that, but by what `choose` puts there: two images of six."""
     text = CONFIG + 'val_dataloader = test_dataloader\n'
     (tmp_path / 'colours.py').write_text(text)
     assert swept('--methods', 'fixed', '--seeds', '1') == 0
@@ -156,16 +157,42 @@ def test_a_task_without_a_val_split(place, tmp_path, capsys):
     apart = "sweep = dict(choose={'val_dataloader.dataset.indices': 2}, "
     (tmp_path / 'colours.py').write_text(text.replace('sweep = dict(', apart))
     assert swept('--methods', 'fixed', '--seeds', '1', '--tune') == 0
-    chosen = [row['value'] for row in rows() if row['split'] == 'val']
-    assert len(chosen) == 2 and set(chosen) <= {0., 50., 100.}          # of two images
+    assert sorted(row['split'] for row in rows()) == ['test', 'val', 'val']
+    files = [Config.fromfile(path) for path in sorted(Path('out').rglob('vis_data/config.py'))]
+    indices = {(cfg.randomness.seed, cfg.val_dataloader.dataset.indices, cfg.test_dataloader.dataset.indices)
+               for cfg in files if cfg.optim_wrapper.optimizer.lr in (1e-4, 1e-2)}
+    assert indices == {(0, 2, 6), (1, 6, 6)}
 
 
 def test_the_jobs_of_an_array_share_out_the_pairs(place, monkeypatch):
-    for job in (4, 5):
-        for name, value in dict(ID=job, MIN=4, COUNT=2).items():
+    for job in (4, 7):
+        for name, value in dict(ID=job, MIN=4, MAX=7, COUNT=2, STEP=3).items():
             monkeypatch.setenv(f'SLURM_ARRAY_TASK_{name}', str(value))
         assert swept('--methods', 'fixed,bitfit,lora:rank=2', '--seeds', '1') == 0
     assert [(run[0], run[3]) for run in place] == [('fixed', 1), ('lora:rank=2', 1), ('bitfit', 1)]
+
+
+@pytest.mark.parametrize('first, last, step, count', [(0, 15, 1, 16), (1, 4, 1, 4), (3, 5, 2, 2), (0, 7, 3, 3)])
+def test_every_pair_is_in_one_job_of_an_array(monkeypatch, first, last, step, count):
+    """As sbatch sets them for --array=first-last:step."""
+    jobs = []
+    for job in range(first, last + 1, step):
+        for name, value in dict(ID=job, MIN=first, MAX=last, COUNT=count, STEP=step).items():
+            monkeypatch.setenv(f'SLURM_ARRAY_TASK_{name}', str(value))
+        jobs.append(sweep.mine(list(range(11))))
+    assert len(jobs) == count and sorted(sum(jobs, [])) == list(range(11))
+
+
+def test_an_array_that_is_a_list_is_refused(monkeypatch):
+    for name, value in dict(ID=1, MIN=1, MAX=7, COUNT=3, STEP=1).items():      # --array=1,3,7
+        monkeypatch.setenv(f'SLURM_ARRAY_TASK_{name}', str(value))
+    with pytest.raises(ValueError, match='3 jobs from 1 to 7 by steps of 1: give a range, such as --array=0-2'):
+        sweep.mine([1])
+
+
+def test_a_worker_hears_the_run_that_it_was_told():
+    run = sweep.Run('a.py', 'a', 'lora:rank=2', 1e-3, 0., 0, ('val', ), Path('out/a'), 2, 0.1)
+    assert sweep.heard(run.told('python tools/sweep.py a.py')) == (run, 'python tools/sweep.py a.py')
 
 
 @pytest.mark.parametrize('name', [
@@ -174,7 +201,7 @@ def test_the_jobs_of_an_array_share_out_the_pairs(place, monkeypatch):
 def test_the_papers_tasks(name, monkeypatch, tmp_path):
     """Each can be swept, and says what to get where its data is missing."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r'there is no folder data/[^;]*; .'):
+    with pytest.raises(ValueError, match=r'there is no file or folder data/[^;]*; .'):
         sweep.check_data([sweep.load_task(TASKS / f'{name}.py')])
 
 
@@ -188,8 +215,8 @@ def test_missing_data_is_one_message_of_all_tasks(monkeypatch, tmp_path):
         sweep.check_data(tasks)
     first, second = str(error.value).splitlines()
     assert [name in first for name in names] == [True, True, True, False, False] and names[4] in second
-    assert first.endswith(': there is no folder data/fgvc, data/imagenet; configs/_base_/tasks/README.md says where it '
-                          'is had')
+    assert first.endswith(': there is no file or folder data/fgvc, data/imagenet; configs/_base_/tasks/README.md says '
+                          'where it is had')
 
 
 def test_workers_keep_to_the_gpus_that_the_user_gave(monkeypatch):
@@ -209,6 +236,8 @@ def test_a_worker_is_told_its_run_and_the_command(place, monkeypatch):
         sweep.main(command[2:])                                         # in this process
         return SimpleNamespace(returncode=0, poll=lambda: 0)
 
+    ends = []
+    monkeypatch.setattr(sweep, 'end_with_the_sweep', lambda: ends.append(True))
     monkeypatch.setattr(sweep.Pool, 'start', START)
     monkeypatch.setattr(subprocess, 'Popen', run)
     monkeypatch.setattr(sys, 'argv', ['tools/sweep.py', 'colours.py', '--methods', 'fixed'])
@@ -216,6 +245,7 @@ def test_a_worker_is_told_its_run_and_the_command(place, monkeypatch):
     assert sorted(path.name for path in Path('out').rglob('pictures/*.jpg')) == ['0.jpg', '7.jpg']
     assert {(row['seed'], row['command']) for row in rows()} == {
         (3, 'python tools/sweep.py colours.py --methods fixed')}
+    assert ends == [True]
 
 
 @pytest.mark.parametrize('lines, said', [
@@ -232,16 +262,48 @@ def test_a_failed_run_is_named_and_the_others_are_made(place, monkeypatch, capsy
     def start(self, run, place, say):
         run.folder.mkdir(parents=True, exist_ok=True)
         if run.method == 'fixed':
-            (run.folder / 'log.txt').write_text('step 1\nerror: out of memory\n')
-            return False
+            (run.folder / 'log.txt').write_text('step 1\nerror: out of memory\nstep 1 of another one\n')
+            return 2
         run.result.write_text(json.dumps([dict(value=50., split=split, rate=1e-3, weight_decay=0., trained=1,
                                                saved_mib=0., train_s=1.) for split in run.splits]))
-        return True
+        return 0
 
     monkeypatch.setattr(sweep.Pool, 'start', start)
     assert swept('--methods', 'fixed,lora', '--seeds', '1') == 1
     out = capsys.readouterr().out
     assert 'failed: colours fixed seed 1: error: out of memory' in out and '50.00' in out
+
+
+def test_a_choice_waits_for_a_run_that_was_killed(place, monkeypatch, capsys):
+    """And no seed is spent meanwhile; it does without one that ended by an error of its own, as what diverges does."""
+    make, killed = sweep.Pool.start, -9
+
+    def start(self, run, place, say):
+        if run.rate == 1e-2 and killed:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            (run.folder / 'log.txt').write_text('error: said\n')
+            return killed
+        return make(self, run, place, say)
+
+    monkeypatch.setattr(sweep.Pool, 'start', start)
+    assert swept('--methods', 'fixed', '--seeds', '1', '--tune') == 1
+    assert [run[1:4] for run in place] == [(1e-4, 0., 0)] and len(rows()) == 1
+    assert 'colours fixed: nothing is chosen, so no seed was run' in capsys.readouterr().out
+    killed = 2
+    assert swept('--methods', 'fixed', '--seeds', '1', '--tune') == 1
+    assert [run[1:4] for run in place[1:]] == [(1e-4, 0., 1)]
+
+
+def test_a_worker_ends_with_the_sweep():
+    """However that was killed: its end of the pipe is closed then. A usual end is none of that."""
+    pipe = subprocess.PIPE
+    code = (f'import sys, time; sys.path[:0] = {sys.path!r}; from tests.conftest import tool\n'
+            'tool("sweep.py").end_with_the_sweep(); print("begun", flush=True); time.sleep(float(sys.argv[1]))')
+    long, short = (subprocess.Popen([sys.executable, '-c', code, seconds], stdin=pipe, stdout=pipe)
+                   for seconds in ('100', '0.5'))
+    assert long.stdout.readline() == b'begun\n' and short.wait(30) == 0 and long.poll() is None
+    long.stdin.close()
+    assert long.wait(30) == 1
 
 
 @pytest.mark.parametrize('arguments, words', [
@@ -269,7 +331,7 @@ def test_what_another_sweep_has_made_is_left(place, monkeypatch, tmp_path):
             path = run.result.parents[2] / method / run.folder.name / run.result.name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(before)
-        return True
+        return 0
 
     started = []
     monkeypatch.setattr(sweep.Pool, 'start', start)
@@ -294,7 +356,10 @@ def test_checkpointing_is_asked_of_the_trunk(place, capsys):
 
 @pytest.mark.parametrize('old, new, words', [
     ("sweep = dict(score='accuracy/top1', ", 'sweep = dict(', 'colours.py says no sweep = dict(score='),
-    ("data_root='images'", "data_root='gone'", 'colours.py: there is no folder gone')])
+    ("data_root='images'", "data_root='gone'", 'colours.py: there is no file or folder gone'),
+    ('data_root=', "ann_file='gone.txt', data_root=", 'colours.py: there is no file or folder images/gone.txt'),
+    ('test_dataloader = dict(', 'other = dict(', 'colours.py has no test_dataloader with a dataset'),
+    ('train_cfg = dict(', 'val_dataloader = None\ntrain_cfg = dict(', 'colours.py has no val_dataloader')])
 def test_a_task_that_cannot_be_run(place, tmp_path, capsys, old, new, words):
     (tmp_path / 'colours.py').write_text(CONFIG.replace(old, new))
     assert swept('--methods', 'fixed') not in (0, None)
