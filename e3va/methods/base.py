@@ -287,7 +287,8 @@ def build_method(method):
     options = dict(type=method) if isinstance(method, str) else dict(method or {})
     # every method has these, see `tune`
     also, train_input = options.pop('also', ()), options.pop('train_input', True)
-    others = [options.pop(name, None) for name in ('recompute', 'backward', 'gelu')]
+    shared = 'recompute', 'backward', 'gelu'
+    others = [options.pop(name, None) for name in shared]
     name = options.pop('type', None)
     if name is None:
         raise ValueError(f"no method is named in {method!r}; write method=dict(type='E3VA', rank=8)")
@@ -301,7 +302,8 @@ def build_method(method):
     known = [name for name in inspect.signature(kind.__init__).parameters if name != 'self']
     unknown = [option for option in options if option not in known]
     if unknown:
-        raise ValueError(f'method {name} has no option {unknown[0]!r}; it has: {", ".join(known)}')
+        raise ValueError(f'method {name} has no option {unknown[0]!r}; it has: {", ".join(known)}, and what all '
+                         f'have: {", ".join(shared)}, also, train_input')
     method = with_options(kind(**options), also, *others)
     if not choice('train_input', train_input, (True, False)):
         method.train_input = method.config['train_input'] = False

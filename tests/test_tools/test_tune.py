@@ -245,7 +245,7 @@ def test_turned_by_exif_or_of_another_size(tmp_path):
     assert {what: len(places) for what, places in got.wrong.items()} == {
         'box without a class or corners': 1, 'image left out, nothing says what is on it': 1,
         'image of another size than its annotation says, left out': 2,
-        'image nearly black as it is read (of 16 bits the upper 8)': 1}
+        'image nearly black as it is read (of one of 16 bits the upper 8 are)': 1}
     assert {item.image.stem: item.size for item in got.items}['1'] == (80, 60) and len(got.items) == 28
 
 
@@ -483,7 +483,9 @@ def test_a_task_has_rates_for_full(tmp_path, monkeypatch):
     as_masks(tmp_path / 'data')
     got = found.find(tmp_path / 'data')
     trunk = dict(task.describe('test_vit'), weights=tmp_path / 'none.pth')
-    sweep = task.config(got, task.prepare_data(got, tmp_path / 'cache'), 112, 4, 2, trunk).sweep
+    cfg = task.config(got, task.prepare_data(got, tmp_path / 'cache'), 112, 4, 2, trunk)
+    sweep = cfg.sweep
+    assert not {'epochs', 'batch', 'data_root', 'load', 'train_pipeline', 'rate'} & set(cfg)     # no effect if edited
     assert set(sweep) == {'score', 'times', 'rates', 'weight_decays', 'backbone_rate', 'choose'}
     for base in task.BASES.values():
         given = task.load_config(task.CONFIGS / base).sweep

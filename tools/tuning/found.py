@@ -440,7 +440,7 @@ def look(found):
             continue
         item.size = size
         if light < DARK:
-            note(found.wrong, 'image nearly black as it is read (of 16 bits the upper 8)', item.image)
+            note(found.wrong, 'image nearly black as it is read (of one of 16 bits the upper 8 are)', item.image)
         if item.told and differ(item.told, size):
             note(found.wrong, 'image of another size than its annotation says, left out', item.image)
             continue

@@ -4,6 +4,7 @@ The models are those of configs/demo and configs/bench, on a plain ViT of timm: 
 instances, UPerNet for maps, a linear classifier.
 """
 import hashlib
+import inspect
 import json
 import os
 from pathlib import Path
@@ -17,6 +18,7 @@ from e3va.command.config import load_config, nodes
 from .found import IGNORED, mask_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+READ = {'sweep', 'default_scope', 'custom_imports'}                     # of a config, beside what a Runner takes
 BASES = dict(detection='demo/atss_vit-s.py', instance='bench/instances.py', semantic='demo/nuclei.py',
              classification='demo/crops_vit-s.py')
 SCORES = dict(detection=('coco/bbox_mAP', 100), instance=('coco/segm_mAP', 100), semantic=('mIoU', 1),
@@ -101,12 +103,12 @@ def config(found, place, size, batch, epochs, trunk):
         size (int): px of the longest side (of the crop for maps, of both sides for a classifier).
         trunk (dict): `name` of timm, `weights`, a file, `width` and `depth` of its blocks, px of a `patch`.
     """
+    from mmengine.runner import Runner
     cfg = load_config(CONFIGS / BASES[found.task])
     score, times = SCORES[found.task]
     cfg.sweep.pop('data', None)                                         # how the base's own data is made
     cfg.sweep.update(score=score, times=times)
     classes = tuple(found.classes)
-    cfg.classes, cfg.epochs, cfg.batch = classes, epochs, batch
     backbone = cfg.model.backbone
     backbone.update(
         name=trunk['name'], init_cfg=dict(type='Pretrained', checkpoint=str(trunk['weights'])),
@@ -134,6 +136,8 @@ def config(found, place, size, batch, epochs, trunk):
     cfg.train_cfg.val_interval = max(1, epochs // 8)
     for scheduler in cfg.param_scheduler[1:]:
         scheduler.end = scheduler.T_max = epochs
+    for name in set(cfg) - READ - set(inspect.signature(Runner.__init__).parameters):
+        cfg.pop(name)                                                   # in the file an edit of it would change nothing
     return cfg
 
 
