@@ -19,7 +19,7 @@ sweep = dict(score='accuracy/top1', rates=[3e-4, 1e-3, 3e-3, 1e-2], weight_decay
                  partial=[1e-3, 3e-3, 1e-2, 3e-2],
                  fixed=[3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
                  ssf=[1e-3, 3e-3, 1e-2, 3e-2],
-                 **dict.fromkeys(gps, [1e-3, 3e-3, 1e-2, 3e-2, 1e-1]),
+                 **dict.fromkeys(gps, [1e-3, 3e-3, 1e-2, 3e-2, 1e-1]) | dict(gps_net=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2]),
                  **dict.fromkeys(adaptformer, [1e-3, 3e-3, 1e-2, 3e-2, 1e-1])),
              backbone_rate=dict.fromkeys(['full', 'partial', *gps], 0.1),       # the trunk's weights take less
              data='python tools/demo/prepare.py fetches it')
