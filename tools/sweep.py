@@ -516,7 +516,7 @@ def show(tasks, methods, final, rows):
     for task in tasks:
         table = Table(title=task.name, title_justify='left')
         for title in ('method', 'rate', 'decay', 'val', 'test', 'trained', 'saved, MiB', 'steps, s'):
-            table.add_column(title, justify='left' if title == 'method' else 'right')
+            table.add_column(title, justify='left' if title == 'method' else 'right', overflow='fold')
         for method in methods:
             runs = [run for run in final if (run.task, run.method) == (task.name, method) and run.result.is_file()]
             found = [json.loads(run.result.read_text()) for run in runs]
