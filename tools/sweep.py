@@ -8,7 +8,7 @@ Methods are names or files as of `--method`, with options behind a colon. With -
 tried with its first weight decay, then the best rate with its other ones, all with seed 0 and scored on val alone; what
 was best serves those of --seeds, scored on val and test. Where the best rate is the smallest or largest of them it says
 so, as a further one may be better. Without --tune rate and weight decay are those of the config, or of the method's
-settings for the task (as of train.py).
+settings for the task; what else these say holds in both cases (as of train.py).
 A task is any config that has a `sweep = dict(score='coco/bbox_mAP', rates=[1e-3, 2e-3], weight_decays=[0.01])`: by what
 it is scored, and what is tried (`rates_of=dict(full=[1e-5, 1e-4])` are other rates for a method, whatever its options,
 `backbone_rate=dict(full=0.1)` the share of its rate at which the backbone trains, neck and heads at the whole);
@@ -19,6 +19,7 @@ same command collects the rows and shows the tables. Your own images become a ta
 """
 import argparse
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import json
@@ -39,6 +40,9 @@ from queue import SimpleQueue
 
 sys.path.append(str(Path(__file__).resolve().parent))                   # tools/, behind all packages
 SPLITS = 'train', 'val', 'test'
+RESULT = 'score', 'times', 'choose'                                     # what of a `sweep` changes results
+SHOWN = 'pipeline', 'metainfo', 'test_mode', 'lazy_init', 'serialize_data', 'max_refetch', 'backend_args', 'filter_cfg'
+IDENTITY = 'task', 'method', 'rate', 'backbone_rate', 'weight_decay', 'seed', 'split'      # of a row
 CHOICE = 0                                                              # the seed by which rates are chosen
 WAIT = 2                                                                # s between looks at another sweep's run
 STEP = re.compile(r'(?:Epoch|Iter)\(train\)\s*\[.*?(?=  |$)')          # where a run is, in mmengine's log
@@ -127,24 +131,24 @@ def sweep(args):
     settings = {}                                                       # (task, method): (rate, weight decay)
     pairs = mine([(task, method) for task in tasks for method in methods])
     if args.tune:
-        same = [task.config for task in tasks if task.same and not task.chooses]
+        same = [task.config for task in tasks if not task.chooses]
         if same:
             raise ValueError(f'--tune: {", ".join(same)}: val is the test split, by which nothing may be chosen; say '
-                             'by sweep.choose what differs in a run that chooses, or leave --tune out')
+                             'by sweep.choose what other images a run that chooses is scored by, or leave --tune out')
         rates = {(task, method): {(rate, task.decays[0]) for rate in task.tried(method)} for task, method in pairs}
         failed |= choose(pool, rates, settings, args.out, 'choosing rates')
-        collect(args.out, tasks)                                        # what one looks at meanwhile
+        collect(args.out, tasks, methods)                               # what one looks at meanwhile
         decays = {pair: {(settings[key][0], decay) for decay in pair[0].decays}
                   for pair in pairs if (key := (pair[0].name, pair[1])) in settings}
         failed |= choose(pool, decays, settings, args.out, 'choosing weight decays')
-        collect(args.out, tasks)
+        collect(args.out, tasks, methods)
     else:
         settings = {(task.name, method): (None, None) for task, method in pairs}
     final = [run_of(task, method, *settings[task.name, method], seed, ('val', 'test')[task.same:], args.out,
                     args.pictures)
              for seed in args.seeds for task, method in pairs if (task.name, method) in settings]
     failed |= pool.finish(final, 'seeds')
-    rows = collect(args.out, tasks)
+    rows = collect(args.out, tasks, methods)
     show(tasks, methods, final, rows)
     for line in at_the_end(pairs, settings) if args.tune else ():
         print(line)
@@ -212,23 +216,52 @@ class Task:
 
     name: str
     config: str
-    mark: str                                                           # a hash of the config, but for its sweep
+    mark: str                                                           # of the config, but for what is tried
     rates: tuple
     decays: tuple
-    same: bool                                                          # val is test
-    chooses: bool                                                       # it says what differs in a run that chooses
+    same: bool                                                          # val has the images of test
+    chooses: bool                                                       # those that choose are scored by others
     rates_of: tuple = ()                                                # (method, its rates) where they are others
     backbone_rate: tuple = ()                                           # (method, share of the rate)
     places: tuple = ()                                                  # its folders and lists of data
     data: str = ''                                                      # how these are had
+    marks: dict = dataclasses.field(default_factory=dict, compare=False)        # {method: its mark}, see `mark_of`
 
     def tried(self, method):
-        """The rates of a method, whose options stand behind a colon."""
-        return dict(self.rates_of).get(method.partition(':')[0], self.rates)
+        """The rates of a method."""
+        return dict(self.rates_of).get(bare(method), self.rates)
 
     def backbone(self, method):
         """The share of the rate at which a method trains the backbone."""
-        return dict(self.backbone_rate).get(method.partition(':')[0], 1)
+        return dict(self.backbone_rate).get(bare(method), 1)
+
+    def mark_of(self, method):
+        """The mark of the task under a method, with the method's file and its settings for the task."""
+        if method not in self.marks:
+            with contextlib.redirect_stdout(None):                      # the settings are said in the log of each run
+                self.marks[method] = digest(configured(self.config, method)[0].to_dict())
+        return self.marks[method]
+
+
+def bare(method):
+    """The name of a method without options, checkpointing and folder."""
+    return Path(method.partition(':')[0].removesuffix('-cp')).name.removesuffix('.py')
+
+
+def digest(content):
+    """A mark: other content has another one."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:6]
+
+
+def configured(config, method):
+    """(the config under a method, its paper's settings for the task set as train.py does; its `sweep`)."""
+    from e3va.command.config import apply_settings, load_config
+    from e3va.cost.spec import parse as parse_methods
+    from e3va.cost.spec import tuned
+    cfg = load_config(config)
+    task = cfg.pop('sweep')
+    spec, = parse_methods(method)
+    return apply_settings(tuned(cfg, spec), spec.method), task
 
 
 def config_files(given):
@@ -252,17 +285,27 @@ def load_task(path):
                          'val and test (test_dataloader = val_dataloader where they are the same)')
     if not {'score', 'rates', 'weight_decays'} <= set(cfg.get('sweep') or {}):
         raise ValueError(f"{path} says no sweep = dict(score='coco/bbox_mAP', rates=[1e-3], weight_decays=[0.01])")
-    run = {key: value for key, value in cfg.to_dict().items() if key != 'sweep'}      # what is tried changes no run
-    if 'choose' in cfg.sweep:                                           # but this, which changes those that choose
-        run['choose'] = cfg.sweep.choose
-    mark = hashlib.sha256(json.dumps(run, sort_keys=True, default=str).encode()).hexdigest()[:6]
+    run = cfg.to_dict()
+    run['sweep'] = {key: value for key, value in run['sweep'].items() if key in RESULT}   # of what is tried none
+    choosing = copy.deepcopy(cfg)
+    choosing.merge_from_dict(cfg.sweep.get('choose', {}))
+    val, test = (images(each.dataset) for each in (cfg.val_dataloader, cfg.test_dataloader))
     datasets = nodes([cfg[f'{split}_dataloader'].dataset for split in SPLITS])
     places = tuple(dict.fromkeys(place for node in datasets for place in places_of(node)))
-    return Task(path.stem, str(path), mark, tuple(cfg.sweep.rates), tuple(cfg.sweep.weight_decays),
-                cfg.val_dataloader.dataset == cfg.test_dataloader.dataset, 'choose' in cfg.sweep,
+    return Task(path.stem, str(path), digest(run), tuple(cfg.sweep.rates), tuple(cfg.sweep.weight_decays),
+                val == test, images(choosing.val_dataloader.dataset) != test,
                 tuple((method, tuple(rates)) for method, rates in cfg.sweep.get('rates_of', {}).items()),
                 tuple(cfg.sweep.get('backbone_rate', {}).items()), places,
                 cfg.sweep.get('data', 'put the data there'))
+
+
+def images(dataset):
+    """What of a dataset's config says which images it has: not how they are shown."""
+    if isinstance(dataset, dict):
+        return {key: images(value) for key, value in dataset.items() if key not in SHOWN}
+    if isinstance(dataset, (list, tuple)):
+        return [images(each) for each in dataset]
+    return os.path.normpath(dataset) if isinstance(dataset, str) else dataset
 
 
 def places_of(dataset):
@@ -289,12 +332,12 @@ def check_data(tasks):
 
 
 def run_of(task, method, rate, decay, seed, splits, out, pictures=0):
-    """A change of the config or of a method's options is another folder."""
+    """A change of the config, of a method's options, file or settings is another folder."""
     stem = ''.join(letter if letter.isalnum() or letter in '-_.=' else '_' for letter in method)
     setting, share = 'own' if rate is None else f'rate{rate:g}_decay{decay:g}', task.backbone(method)
     if share != 1:
         setting += f'_backbone{share:g}'
-    folder = Path(out) / f'{task.name}-{task.mark}' / stem / f'{setting}_seed{seed}'
+    folder = Path(out) / f'{task.name}-{task.mark}' / f'{stem}-{task.mark_of(method)}' / f'{setting}_seed{seed}'
     return Run(task.config, task.name, method, rate, decay, seed, splits, folder, pictures, share)
 
 
@@ -371,10 +414,13 @@ class Pool:
             while process.poll() is None:
                 say(where(log))
                 time.sleep(0.5)
-            if process.returncode < 0:
-                output.write(f'\nerror: killed by signal {-process.returncode}'
-                          f'{", as for want of memory" * (process.returncode == -signal.SIGKILL)}\n')
-        return process.returncode
+            status = process.returncode
+            if status == 0 and not run.result.is_file():                # told to end by SIGTERM it saves, and ends well
+                status = -signal.SIGTERM
+            if status < 0:
+                output.write(f'\nerror: killed by signal {-status}'
+                             f'{", as for want of memory" * (status == -signal.SIGKILL)}\n')
+        return status
 
 
 def where(log):
@@ -422,22 +468,15 @@ def train(run, command):
 
 def train_and_score(run, command):
     """The rows go to `run.result`, the val row first, with the command that the user gave."""
-    from mmengine.config import ConfigDict
-
     import e3va
     from e3va.command.checks import check
-    from e3va.command.config import load_config, prepare
-    from e3va.command.processes import build_runner
+    from e3va.command.config import prepare
+    from e3va.command.processes import build_runner, scores_of
     from e3va.cost.saved import saved_mib
-    from e3va.cost.spec import parse as parse_methods
-    from e3va.cost.spec import tuned
     from e3va.files.checkout import commit
     from e3va.files.whole import write
     from e3va.train.resume import newest_checkpoint
-    cfg = load_config(run.config)
-    task = ConfigDict(cfg.pop('sweep'))
-    spec, = parse_methods(run.method)
-    cfg = tuned(cfg, spec)
+    cfg, task = configured(run.config, run.method)
     optimizer = cfg.optim_wrapper.optimizer
     if run.rate is not None:
         optimizer.update(lr=run.rate, weight_decay=run.decay)
@@ -453,8 +492,10 @@ def train_and_score(run, command):
         cfg.resume, cfg.load_from = True, checkpoint
     check(prepare(cfg), 'train')
     runner = build_runner(cfg)
+    if run.backbone != 1:
+        check_share(runner.model, cfg.optim_wrapper.paramwise_cfg)
     runner.train()
-    scores = {split: getattr(runner, split)() for split in run.splits}
+    scores = {split: scores_of(runner, split) for split in run.splits}
     seconds, _ = runner.message_hub.get_scalar('train/time').data
     common = dict(
         task=run.task, method=run.method, seed=run.seed, rate=optimizer.lr,
@@ -472,6 +513,16 @@ def train_and_score(run, command):
         draw_some(runner, run.pictures, run.folder / 'pictures', run.folder / 'truth')
     for path in run.folder.glob('*.pth'):                               # the rows are what is wanted
         path.unlink()
+
+
+def check_share(model, paramwise):
+    """ValueError where other settings of the backbone's parameters would win over its share, or lose by it."""
+    names = [name for name, _ in model.named_parameters() if name.startswith('backbone.')]
+    others = [key for key in paramwise.custom_keys if key != 'backbone' and any(key in name for name in names)]
+    others += ['constructor'] if 'constructor' in paramwise else []
+    if others:
+        raise ValueError(f'sweep.backbone_rate beside {", ".join(others)} of paramwise_cfg, which set parameters of '
+                         'the backbone too: leave out one of both')
 
 
 def score(found, name, split):
@@ -496,17 +547,32 @@ def device():
 
 # ---- what came out
 
-def collect(out, tasks):
-    """All rows under a folder, which also go to its rows.jsonl; of these tasks none of a config that was another."""
+def collect(out, tasks, methods):
+    """All rows under a folder, which also go to its rows.jsonl, of one state of each task and method alone.
+
+    Of these tasks and methods that is today's; of others, as no config of theirs is at hand, the one that ran last.
+    """
     from e3va.files.whole import write
-    marks = {task.name: task.mark for task in tasks}
-    rows = []
-    for file in sorted(Path(out).glob('*/*/*/*.json')):
-        name, _, mark = file.parents[2].name.rpartition('-')
-        if marks.get(name, mark) == mark:
-            rows += json.loads(file.read_text())
-    write(Path(out) / 'rows.jsonl', ''.join(json.dumps(row) + '\n' for row in rows))
-    return rows
+
+    def only(found, level, of, today):
+        """Of the folders `level` above the results those of today's mark."""
+        marks = {of(file, rows): mark(file, level) for file, rows in found} | today
+        return [(file, rows) for file, rows in found if mark(file, level) == marks[of(file, rows)]]
+
+    def mark(file, level):
+        return file.parents[level].name.rpartition('-')[2]
+
+    files = sorted(Path(out).glob('*/*/*/*.json'), key=lambda file: (file.stat().st_mtime, file))
+    found = [(file, json.loads(file.read_text())) for file in files]
+    found = only(found, 2, lambda _, rows: rows[0]['task'], {task.name: task.mark for task in tasks})
+    found = only(found, 1, lambda _, rows: (rows[0]['task'], rows[0]['method']),
+                 {(task.name, method): task.mark_of(method) for task in tasks for method in methods})
+    rows = {}
+    for _, made in sorted(found):                                       # a config's own setting may be one of the tried
+        for row in made:
+            rows.setdefault(tuple(row.get(key) for key in IDENTITY), row)
+    write(Path(out) / 'rows.jsonl', ''.join(json.dumps(row) + '\n' for row in rows.values()))
+    return list(rows.values())
 
 
 def show(tasks, methods, final, rows):

@@ -233,8 +233,9 @@ def finish(runner, cfg, out, found, data, why, console):
     from tuning.task import SCORES
 
     import e3va
+    from e3va.command.processes import scores_of
     score, times = SCORES[found.task]
-    scores = {split: percent(getattr(runner, split)(), score, times)
+    scores = {split: percent(scores_of(runner, split), score, times)
               for split in ('val', 'test') if split == 'val' or found.split('test')}
     delta = out / 'delta.safetensors'
     dataset = runner.val_dataloader.dataset

@@ -36,6 +36,14 @@ def build_runner(cfg):
     return runner
 
 
+def scores_of(runner, split):
+    """The scores on 'val' or 'test' of what a runner has trained.
+
+    As of its `val()` and `test()`, which would begin a run anew: an EMAHook then forgets what it has averaged.
+    """
+    return (runner.val_loop if split == 'val' else runner.test_loop).run()
+
+
 def loop_of_steps(build, loop):
     """The train loop of a runner; ValueError where its loader has no batch, which mmengine would train in silence."""
     loop = build(loop)

@@ -197,8 +197,8 @@ def test_a_table_a_picture_and_a_page(tmp_path, monkeypatch, capsys):
     def start(self, given, place, say):
         made.append(given.method)
         given.folder.mkdir(parents=True, exist_ok=True)
-        sweep.train(given, 'python tools/demo/run.py')
-        return True
+        sweep.train(*sweep.heard(given.told('python tools/demo/run.py')))
+        return 0
 
     monkeypatch.setattr(sweep.Pool, 'start', start)
     monkeypatch.setattr('prepare.prepare_trees', lambda cache: None)

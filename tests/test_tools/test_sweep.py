@@ -7,10 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from mmengine.config import Config
 from PIL import Image
 
-from e3va.command.processes import build_runner, card
+from e3va.command.line import read_config, run_parser
+from e3va.command.processes import build_runner, card, scores_of
 from tests.conftest import tool
 
 sweep = tool('sweep.py')
@@ -143,7 +145,15 @@ def test_the_rows_are_of_the_config_as_it_is(place, tmp_path):
     (tmp_path / 'others.py').write_text(CONFIG)
     with pytest.raises(SystemExit):
         sweep.main(['others.py', '--workers', '1', '--out', 'out', '--methods', 'fixed', '--seeds', '1'])
-    assert {row['task'] for row in rows()} == {'colours', 'others'}     # those of other commands stay
+    assert {row['task'] for row in rows()} == {'colours', 'others'}     # those of other commands stay,
+    assert {row['steps'] for row in rows() if row['task'] == 'colours'} == {2}  # of its last state
+    assert swept('--methods', 'fixed', '--seeds', '1', '--tune') == 0
+    count = len(rows())
+    (tmp_path / 'colours.py').write_text(CONFIG.replace('rates=[1e-4, 1e-2]', 'rates=[1e-3]').replace(
+        'weight_decays=[0.0]', 'weight_decays=[0.1]').replace('max_epochs=2', 'max_epochs=1'))
+    assert swept('--methods', 'fixed', '--seeds', '1', '--tune') == 0           # what is tried may be the config's own
+    found = [tuple(row.get(key) for key in sweep.IDENTITY) for row in rows()]
+    assert len(set(found)) == len(found) == count + 1                   # once: nothing reads a row that is there twice
 
 
 def test_a_task_without_a_val_split(place, tmp_path, capsys):
@@ -188,6 +198,95 @@ def test_an_array_that_is_a_list_is_refused(monkeypatch):
         monkeypatch.setenv(f'SLURM_ARRAY_TASK_{name}', str(value))
     with pytest.raises(ValueError, match='3 jobs from 1 to 7 by steps of 1: give a range, such as --array=0-2'):
         sweep.mine([1])
+
+
+@pytest.mark.parametrize('task, method', [
+    ('vtab_cifar_vit_b', 'gps'), ('fgvc_nabirds_swin_b', 'gps'), ('vtab_dtd_vit_b', 'lora'),
+    ('kvasir_sam_vit_b', 'gps')])
+def test_a_methods_settings_for_a_task_hold_as_in_train(task, method):
+    """The paper's batch, weights, K and optimizer: a sweep runs what train.py runs."""
+    args = run_parser('').parse_args([str(TASKS / f'{task}.py'), '--method', method])
+    stock, cfg = read_config(args), sweep.configured(args.config, method)[0]
+    stock.pop('sweep')
+    assert cfg.to_dict() == stock.to_dict()
+
+
+def test_a_worker_that_was_told_to_end_has_not_made_its_run(place, monkeypatch, tmp_path):
+    """SIGTERM: it saves a checkpoint and ends with 0. A real process in the worker's place."""
+    monkeypatch.setattr(sweep, '__file__', str(tmp_path / 'worker.py'))
+    (tmp_path / 'worker.py').write_text('import sys\nprint("step")\nsys.exit(int(sys.argv[3][1:]))\n')
+    pool = sweep.Pool(1)
+    for method, status, said in ('x0', -15, 'error: killed by signal 15'), ('x3', 3, 'step'):
+        run = sweep.Run('colours.py', 'colours', method, None, None, 1, ('val', 'test'), tmp_path / 'out/run')
+        assert START(pool, run, 0, lambda text: None) == status
+        assert sweep.last_line(run.folder) == said
+
+
+def test_what_results_depend_on_is_in_the_folders_name(place, tmp_path):
+    """By what a run is scored, its method's file; two files of one name are two methods. What is tried is not."""
+    def folder(text=CONFIG, method='fixed'):
+        (tmp_path / 'colours.py').write_text(text)
+        return sweep.run_of(sweep.load_task(Path('colours.py')), method, 1e-3, 0., 1, ('val', 'test'), 'out').folder
+
+    texts = [CONFIG, *(CONFIG.replace("score='accuracy/top1'", new) for new in (
+        "score='accuracy/top2'", "score='accuracy/top1', times=100",
+        "score='accuracy/top1', choose={'val_dataloader.dataset.indices': 2}")), CONFIG.replace('lr=1e-3', 'lr=2e-3')]
+    assert len(set(map(folder, texts))) == len(texts)
+    assert folder() == folder(CONFIG.replace('rates=[1e-4, 1e-2]', 'rates=[1e-4]'))
+    (tmp_path / 'my').mkdir()
+    found = []
+    for name, rank in ('my/lora.py', 2), ('my_lora.py', 4), ('my_lora.py', 8):
+        (tmp_path / name).write_text(f"method = dict(type='LoRA', rank={rank})")
+        found.append(folder(method=name))
+    assert len(set(found)) == 3
+
+
+def test_rates_are_of_a_methods_bare_name():
+    task = sweep.Task('t', 't.py', '', (1., ), (0., ), False, True, (('full', (2., )), ), (('full', 0.1), ))
+    for method in 'full', 'full-cp', 'full:train_out_norms=True', 'configs/methods/full.py', 'my/full.py:also=["x.y"]':
+        assert (task.tried(method), task.backbone(method)) == ((2., ), 0.1)
+    assert (task.tried('my_full.py'), task.backbone('fuller')) == ((1., ), 1)
+
+
+@pytest.mark.parametrize('more, may', [
+    ('val_dataloader = test_dataloader\n', False),
+    ('val_dataloader = test_dataloader\nsweep.update(choose={"train_cfg.max_epochs": 1})\n', False),
+    ('val_dataloader = test_dataloader\nsweep.update(choose={"val_dataloader.dataset.indices": 2})\n', True),
+    ('val_dataloader = dict(test_dataloader, dataset=dict(test_dataloader["dataset"], data_root="images/"))\n', False),
+    ('val_dataloader = dict(test_dataloader, dataset=dict(test_dataloader["dataset"], pipeline=steps[:]+[]))\n', False),
+    ('val_dataloader = dict(test_dataloader, batch_size=1)\n', False),
+    ('', True)])
+def test_nothing_is_chosen_by_the_images_of_the_test(place, tmp_path, more, may):
+    (tmp_path / 'colours.py').write_text(CONFIG + more)
+    assert sweep.load_task(Path('colours.py')).chooses == may
+    assert (swept('--methods', 'fixed', '--seeds', '1', '--tune') == 0) == may and bool(place) == may
+
+
+def test_an_average_of_the_weights_is_what_is_scored(place, tmp_path):
+    """An EMAHook begins anew with each run of a runner: the scores are of what it has averaged in training."""
+    cfg = Config.fromfile('colours.py')
+    cfg.update(custom_hooks=[dict(type='EMAHook', momentum=0.5)], work_dir=str(tmp_path / 'run'))
+    runner = build_runner(cfg)
+    runner.train()
+    hook = next(hook for hook in runner.hooks if type(hook).__name__ == 'EMAHook')
+    weights = [hook.ema_model.module.head.layers.head.weight.clone(), runner.model.head.layers.head.weight.clone()]
+    assert not torch.equal(*weights)
+    seen = []
+    runner.model.register_forward_pre_hook(lambda model, _: seen.append(model.head.layers.head.weight.clone()))
+    for split in 'val', 'test':
+        assert scores_of(runner, split).keys() == {'accuracy/top1'}
+    assert seen and all(torch.equal(each, weights[0]) for each in seen)
+    assert torch.equal(runner.model.head.layers.head.weight, weights[1])
+
+
+def test_a_share_beside_other_settings_of_the_backbone_is_refused(place, tmp_path, capsys):
+    """Of two keys that fit mmengine takes the longer one: a share of 0.1 would be none, or undo a decay of 0."""
+    other = 'optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict({}=dict(decay_mult=0.))), '
+    for key, code in ('head', 0), ('ln1', 2):
+        text = CONFIG.replace('sweep = dict(', 'sweep = dict(backbone_rate=dict(full=0.1), ')
+        (tmp_path / 'colours.py').write_text(text.replace('optim_wrapper = dict(', other.format(key)))
+        assert swept('--methods', 'full', '--seeds', '1') == code
+        assert ('sweep.backbone_rate beside ln1 of paramwise_cfg' in capsys.readouterr().err) == bool(code)
 
 
 def test_a_worker_hears_the_run_that_it_was_told():
@@ -264,8 +363,9 @@ def test_a_failed_run_is_named_and_the_others_are_made(place, monkeypatch, capsy
         if run.method == 'fixed':
             (run.folder / 'log.txt').write_text('step 1\nerror: out of memory\nstep 1 of another one\n')
             return 2
-        run.result.write_text(json.dumps([dict(value=50., split=split, rate=1e-3, weight_decay=0., trained=1,
-                                               saved_mib=0., train_s=1.) for split in run.splits]))
+        run.result.write_text(json.dumps([
+            dict(task=run.task, method=run.method, seed=run.seed, value=50., split=split, rate=1e-3, weight_decay=0.,
+                 trained=1, saved_mib=0., train_s=1.) for split in run.splits]))
         return 0
 
     monkeypatch.setattr(sweep.Pool, 'start', start)
@@ -320,7 +420,8 @@ def test_wrong_arguments(place, capsys, arguments, words):
 def test_what_another_sweep_has_made_is_left(place, monkeypatch, tmp_path):
     """Two sweeps into one folder: a run that ended while its worker started, or while it waited for one."""
     assert swept('--methods', 'fixed', '--seeds', '1') == 0
-    run = sweep.run_of(sweep.load_task(Path('colours.py')), 'fixed', None, None, 1, ('val', 'test'), 'out')
+    task = sweep.load_task(Path('colours.py'))
+    run = sweep.run_of(task, 'fixed', None, None, 1, ('val', 'test'), 'out')
     before = run.result.read_bytes()
     sweep.train(run, 'another command')
     assert run.result.read_bytes() == before
@@ -328,7 +429,7 @@ def test_what_another_sweep_has_made_is_left(place, monkeypatch, tmp_path):
     def start(self, run, place, say):
         started.append(run.method)
         for method in ('fixed', 'bitfit'):                              # the other sweep makes both
-            path = run.result.parents[2] / method / run.folder.name / run.result.name
+            path = sweep.run_of(task, method, None, None, 2, run.splits, 'out').result
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(before)
         return 0
