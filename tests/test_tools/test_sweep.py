@@ -394,6 +394,20 @@ def test_a_choice_waits_for_a_run_that_was_killed(place, monkeypatch, capsys):
     assert [run[1:4] for run in place[1:]] == [(1e-4, 0., 1)]
 
 
+def test_real_workers(place, monkeypatch, tmp_path):
+    """The protocol by processes as a user has them: a choice by its own part of the images, then a seed."""
+    monkeypatch.setattr(sweep.Pool, 'start', START)
+    monkeypatch.setattr(sys, 'argv', ['tools/sweep.py', 'colours.py'])
+    text = CONFIG.replace('rates=[1e-4, 1e-2]', "rates=[1e-2], choose={'val_dataloader.dataset.indices': 2}")
+    (tmp_path / 'colours.py').write_text(text)
+    assert swept('--methods', 'fixed', '--seeds', '1', '--tune') == 0
+    assert {(row['seed'], row['split'], row['rate']) for row in rows()} == {
+        (0, 'val', 1e-2), (1, 'val', 1e-2), (1, 'test', 1e-2)}
+    assert {row['command'] for row in rows()} == {'python tools/sweep.py colours.py'}
+    files = [Config.fromfile(path) for path in Path('out').rglob('vis_data/config.py')]
+    assert {(cfg.randomness.seed, cfg.val_dataloader.dataset.get('indices')) for cfg in files} == {(0, 2), (1, None)}
+
+
 def test_a_worker_ends_with_the_sweep():
     """However that was killed: its end of the pipe is closed then. A usual end is none of that."""
     pipe = subprocess.PIPE
