@@ -124,6 +124,9 @@ def page(tmp_path_factory):
                 '\n'.join(json.dumps({'loss': i + 1 / step, 'coco/bbox_mAP': step / 9, 'step': step}) for step in steps)
                 + '\n{"loss": 3')                                       # as a kill leaves it
         (run / 'val_test.json').write_text(json.dumps([entry]))
+        (folder / f'runs/old/{i}/vis_data').mkdir(parents=True)         # of the config of before
+        (folder / f'runs/old/{i}/vis_data/scalars.json').write_text('{"loss": 1, "step": 1}\n{"loss": 2, "step": 2}')
+        (folder / f'runs/old/{i}/val_test.json').write_text(json.dumps([dict(entry, value=entry['value'] + 1)]))
     deltas = dict(pear=dict(type='LoRA', rank=2), gps=dict(type='GPS', k=2, criterion='magnitude'),
                   dmlora=dict(type='DMLoRA', rank=2, branches=2))
     for name, method in deltas.items():

@@ -63,7 +63,7 @@ def report(args):
     except ImportError:
         raise ValueError('the page is drawn by plotly, which is not installed: pip install plotly') from None
     rows = read(args.rows)
-    found, runs = views(rows), find(args.runs)
+    found, runs = views(rows), find(args.runs, rows)
     look = looks(dict.fromkeys(method for view in found for method in view.entries))
     page = Document(args.title)
     page.paragraph(facts(rows))

@@ -19,8 +19,11 @@ class Run:
     curves: dict                                                        # {scalar: {step: value}}
 
 
-def find(folders):
-    """The runs below some folders: each that has vis_data/scalars.json in it or in a start of it."""
+def find(folders, rows=()):
+    """The runs below some folders: each that has vis_data/scalars.json in it or in a start of it.
+
+    Of those that have left rows those whose are among `rows`: others are of a config of before.
+    """
     found = {}
     for top in map(Path, folders):
         if not top.is_dir():
@@ -29,8 +32,15 @@ def find(folders):
             found.setdefault(file.parents[2], (top, []))[1].append(file)
     if folders and not found:
         raise ValueError(f'--runs: no run has left a vis_data/scalars.json below {", ".join(map(str, folders))}')
-    return [Run(folder, str(folder.relative_to(top)) if folder != top else folder.name, rows_of(folder), scalars(files))
+    known = set(map(said, rows))
+    runs = [Run(folder, str(folder.relative_to(top)) if folder != top else folder.name, rows_of(folder), scalars(files))
             for folder, (top, files) in found.items()]
+    return [run for run in runs if not run.rows or known & set(map(said, run.rows))]
+
+
+def said(row):
+    """What tells a row from those of other runs."""
+    return row['task'], row['method'], row.get('seed', 0), row.get('split', 'test'), float(row['value'])
 
 
 def rows_of(folder):
