@@ -120,6 +120,16 @@ def test_of_several_settings_the_best_on_val_counts(tmp_path, capsys):
     assert 'no row of val, by which the settings of mine, lora are told apart' in capsys.readouterr().err
 
 
+def test_a_method_at_one_setting_among_tuned_ones_is_said(tmp_path, capsys):
+    tried = ('mine', 'lora', 1e-3), ('mine', 'lora', 1e-2), ('mine', 'ssf', 1e-3), ('other', 'ssf', 1.)
+    entries = [dict(task=task, method=method, seed=0, split='val', rate=rate, value=1.) for task, method, rate in tried]
+    entries += [dict(task=task, method=method, seed=1, rate=1e-3, value=2.)
+                for task, method in (('mine', 'lora'), ('mine', 'ssf'))]
+    said = 'mine: ssf at a single setting, the others at the best on val of several.'
+    assert run(tmp_path, capsys, entries).strip().endswith(said)
+    assert said not in run(tmp_path, capsys, [entry for entry in entries if entry['method'] == 'ssf'])
+
+
 def test_what_is_missing_is_named_and_has_no_average(tmp_path, capsys):
     entries = rows('fgvc', fgvc.TASKS, 'lora', [80.] * 5) + rows('fgvc', ['cub', 'cars'], 'ssf', [1., 82.])
     out = run(tmp_path, capsys, [*entries, dict(task='coco_cascade', method='lora', value=1.)])

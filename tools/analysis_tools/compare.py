@@ -9,7 +9,7 @@ are taken. Where a method has several settings (rate, weight decay) of a task th
 as in report.py. Tasks of VTAB-1k and FGVC (files of configs/_base_/tasks, e.g. vtab_dtd_vit_b, or without the trunk)
 have tables of their own, in which the papers' printed numbers for ViT-B/16 stand below ours (printed.yml). VTAB-1k has
 two averages in print, of the three groups (NOAH, Pear, DMLoRA) and of the nineteen tasks (GPS): both are given. A
-method that lacks tasks gets none, and what it lacks is named.
+method that lacks tasks gets none, and what it lacks is named. So is what was not tuned where others were.
 
 For other tasks the average is of what a method gains, as a share of what `--one` gains over `--zero`, over the tasks
 that tell these two apart: by more than three deviations of their seeds; with its standard error over the seeds. With
@@ -29,8 +29,8 @@ from statistics import stdev, variance
 
 import yaml
 
+from e3va.command import rows
 from e3va.command.line import one_line_errors
-from e3va.command.rows import SETTING, seeds, value_of
 from e3va.datasets import fgvc, vtab
 
 SUITES = dict(vtab=vtab.TASKS, fgvc=fgvc.TASKS)
@@ -45,11 +45,11 @@ LEVEL = 0.05                                                            # of the
 def read(files):
     """{(suite or '', trunk or ''): {task: {method: {seed: value}}}}."""
     results, tried, val = defaultdict(lambda: defaultdict(dict)), defaultdict(dict), None
-    for (task, method, *setting), values in seeds(files, partial(taken, 'test'), HAS, 'the test split').items():
+    for (task, method, *setting), values in rows.seeds(files, partial(taken, 'test'), HAS, 'the test split').items():
         tried[task, method][(task, method, *setting)] = values
     for (task, method), settings in tried.items():
         if len(settings) > 1 and val is None:                           # read where it is needed, once
-            val = seeds(files, partial(taken, 'val'), HAS,
+            val = rows.seeds(files, partial(taken, 'val'), HAS,
                         f'val, by which the settings of {task}, {method} are told apart')
         values = settings[max(settings, key=partial(mean_on, val)) if len(settings) > 1 else next(iter(settings))]
         suite, _, rest = task.partition('_')
@@ -61,11 +61,23 @@ def read(files):
     return results
 
 
+def untuned(files):
+    """Lines on the tasks where some methods have a single setting and others the best of several."""
+    tried = defaultdict(lambda: defaultdict(set))
+    for _, (task, method, setting) in rows.read(files, lambda row: (
+            row['task'], row['method'], tuple(row.get(name) for name in rows.SETTING)), HAS):
+        tried[task][method].add(setting)
+    for task, methods in tried.items():
+        once = [method for method, settings in methods.items() if len(settings) == 1]
+        if 0 < len(once) < len(methods):
+            yield f'{task}: {", ".join(once)} at a single setting, the others at the best on val of several.'
+
+
 def taken(split, row):
     if row.get('split', 'test') != split:
         return None
-    setting = [f'{name} {row[name]}' for name in SETTING if row.get(name) is not None]
-    return (row['task'], row['method'], *setting), row.get('seed', 0), value_of(row)
+    setting = [f'{name} {row[name]}' for name in rows.SETTING if row.get(name) is not None]
+    return (row['task'], row['method'], *setting), row.get('seed', 0), rows.value_of(row)
 
 
 def mean_on(val, setting):
@@ -313,6 +325,8 @@ def main(argv=None):
             if args.claims:
                 text += f'\n\n{claims(tasks)}'
             print(f'{TITLES.get(suite, "Tasks")}{", " * bool(trunk)}{trunk}\n\n{text}\n')
+        for line in untuned(args.files):
+            print(f'{line}\n')
 
 
 if __name__ == '__main__':
