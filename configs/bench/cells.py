@@ -12,7 +12,9 @@ epochs = 3
 
 # ---- the task
 sweep = dict(score='coco/bbox_mAP', times=100, rates=[1e-3, 3e-3, 1e-2], weight_decays=[0.01],
-             rates_of=dict.fromkeys(['bitfit', 'gps'], [3e-4, 1e-3, 3e-3]),         # weights of the trunk take less
+             rates_of=dict(                                             # where these end too early for a method
+                 **dict.fromkeys(['bitfit', 'gps'], [3e-4, 1e-3, 3e-3]),
+                 **dict.fromkeys(['ssf', 'adaptformer'], [1e-3, 3e-3, 1e-2, 3e-2])),
              backbone_rate=dict(full=0.1),                              # a whole backbone takes less
              data='configs/bench/README.md says where it is had')
 model = dict(bbox_head=dict(num_classes=len(classes)))

@@ -12,18 +12,19 @@ epochs = 4
 # ---- the task
 gps = ['gps', 'gps_layer', 'gps_net', 'gps_net_random', 'gps_neuron_random', 'gps_magnitude', 'gps_ce']
 adaptformer = ['adaptformer', 'adaptformer_8', 'pear_adaptformer', 'vp_adaptformer']
+late = ['ssf', 'adapter', 'adapter_pfeiffer', 'vpt_deep', 'vpt_shallow', 'compacter', 'norm_tuning', 'repadapter']
 sweep = dict(score='accuracy/top1', rates=[3e-4, 1e-3, 3e-3, 1e-2], weight_decays=[0.01, 0.1],
              rates_of=dict(                                             # where these end too early for a method
-                 full=[1e-4, 3e-4, 1e-3, 3e-3],
+                 full=[3e-5, 1e-4, 3e-4, 1e-3, 3e-3],
                  mona=[1e-4, 3e-4, 1e-3, 3e-3],
-                 partial=[1e-3, 3e-3, 1e-2, 3e-2],
+                 partial=[3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
                  fixed=[3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
-                 ssf=[1e-3, 3e-3, 1e-2, 3e-2],
+                 **dict.fromkeys(late, [1e-3, 3e-3, 1e-2, 3e-2]),
                  **dict.fromkeys(gps, [1e-3, 3e-3, 1e-2, 3e-2, 1e-1]) | dict(gps_net=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2]),
                  **dict.fromkeys(adaptformer, [1e-3, 3e-3, 1e-2, 3e-2, 1e-1])),
              backbone_rate=dict.fromkeys(['full', 'partial', *gps], 0.1),       # the trunk's weights take less
              data='python tools/demo/prepare.py fetches it')
-del gps, adaptformer                                                    # they say what is tried, not what is run
+del gps, adaptformer, late                                               # they say what is tried, not what is run
 model = dict(head=dict(num_classes=len(classes)))
 data_preprocessor = dict(num_classes=len(classes))
 resize = dict(type='Resize', scale=_base_.shown, interpolation='bicubic', backend='pillow')
