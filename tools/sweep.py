@@ -42,7 +42,6 @@ sys.path.append(str(Path(__file__).resolve().parent))                   # tools/
 SPLITS = 'train', 'val', 'test'
 RESULT = 'score', 'times', 'choose'                                     # what of a `sweep` changes results
 SHOWN = 'pipeline', 'metainfo', 'test_mode', 'lazy_init', 'serialize_data', 'max_refetch', 'backend_args', 'filter_cfg'
-IDENTITY = 'task', 'method', 'rate', 'backbone_rate', 'weight_decay', 'seed', 'split'      # of a row
 CHOICE = 0                                                              # the seed by which rates are chosen
 WAIT = 2                                                                # s between looks at another sweep's run
 STEP = re.compile(r'(?:Epoch|Iter)\(train\)\s*\[.*?(?=  |$)')          # where a run is, in mmengine's log
@@ -552,6 +551,7 @@ def collect(out, tasks, methods):
 
     Of these tasks and methods that is today's; of others, as no config of theirs is at hand, the one that ran last.
     """
+    from e3va.command.rows import identity
     from e3va.files.whole import write
 
     def only(found, level, of, today):
@@ -570,7 +570,7 @@ def collect(out, tasks, methods):
     rows = {}
     for _, made in sorted(found):                                       # a config's own setting may be one of the tried
         for row in made:
-            rows.setdefault(tuple(row.get(key) for key in IDENTITY), row)
+            rows.setdefault(identity(row), row)
     write(Path(out) / 'rows.jsonl', ''.join(json.dumps(row) + '\n' for row in rows.values()))
     return list(rows.values())
 

@@ -24,7 +24,7 @@ sweep = dict(score='accuracy/top1', rates=[3e-4, 1e-3, 3e-3, 1e-2], weight_decay
                  **dict.fromkeys(adaptformer, [1e-3, 3e-3, 1e-2, 3e-2, 1e-1])),
              backbone_rate=dict.fromkeys(['full', 'partial', *gps], 0.1),       # the trunk's weights take less
              data='python tools/demo/prepare.py fetches it')
-del gps, adaptformer, late                                               # they say what is tried, not what is run
+del gps, adaptformer, late                                              # they say what is tried, not what is run
 model = dict(head=dict(num_classes=len(classes)))
 data_preprocessor = dict(num_classes=len(classes))
 resize = dict(type='Resize', scale=_base_.shown, interpolation='bicubic', backend='pillow')

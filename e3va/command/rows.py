@@ -29,6 +29,16 @@ def read(files, take, has):
                 yield place, taken
 
 
+def setting_of(row):
+    """What a row's method was tried with, in the order of `SETTING`; None where it says nothing."""
+    return tuple(row.get(name) for name in SETTING)
+
+
+def identity(row):
+    """What tells a row from all others of one state of a task: a second one of it is a second value."""
+    return row['task'], row['method'], setting_of(row), row.get('seed', 0), row.get('split', 'test')
+
+
 def value_of(row):
     """The value of a row, a finite number; ValueError where it is none (JSON of Python has NaN too)."""
     number = float(row['value'])

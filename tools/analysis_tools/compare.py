@@ -50,7 +50,7 @@ def read(files):
     for (task, method), settings in tried.items():
         if len(settings) > 1 and val is None:                           # read where it is needed, once
             val = rows.seeds(files, partial(taken, 'val'), HAS,
-                        f'val, by which the settings of {task}, {method} are told apart')
+                             f'val, by which the settings of {task}, {method} are told apart')
         values = settings[max(settings, key=partial(mean_on, val)) if len(settings) > 1 else next(iter(settings))]
         suite, _, rest = task.partition('_')
         name = next((name for name in SUITES.get(suite, ()) if f'{rest}_'.startswith(f'{name}_')), None)
@@ -64,8 +64,7 @@ def read(files):
 def untuned(files):
     """Lines on the tasks where some methods have a single setting and others the best of several."""
     tried = defaultdict(lambda: defaultdict(set))
-    for _, (task, method, setting) in rows.read(files, lambda row: (
-            row['task'], row['method'], tuple(row.get(name) for name in rows.SETTING)), HAS):
+    for _, (task, method, setting, *_) in rows.read(files, rows.identity, HAS):
         tried[task][method].add(setting)
     for task, methods in tried.items():
         once = [method for method, settings in methods.items() if len(settings) == 1]
@@ -128,6 +127,13 @@ def gains(tasks, zero, one, counted):
                 error = sum(of_share(share, *each) for share, each in zip(shares, seeds)) ** 0.5 / len(counted)
             found[method] = mean(shares), error
     return found
+
+
+def weighed(tasks, zero, one):
+    """(`apart`, the tasks that count, `gains` over these): those do that tell apart by three deviations of a seed."""
+    told = apart(tasks, zero, one)
+    counted = [task for task, (gain, deviation) in told.items() if gain > 3 * deviation]
+    return told, counted, gains(tasks, zero, one, counted)
 
 
 def of_share(share, values, low, high):
@@ -243,9 +249,7 @@ def plot(found, shares, path):
 
 def chosen(tasks, args):
     """Text of the other tasks: their table, what tells apart, and with costs the table of the choice."""
-    told = apart(tasks, args.zero, args.one)
-    counted = [task for task, (gain, deviation) in told.items() if gain > 3 * deviation]
-    shares = gains(tasks, args.zero, args.one, counted)
+    told, counted, shares = weighed(tasks, args.zero, args.one)
     share = f'share of the gain of {args.one}'
     text = table('', tasks, share, shares)
     if not told:

@@ -146,12 +146,10 @@ def methods(page, view, look):
 
 def overview(page, found, look, args):
     """All tasks: scores, and what each method gains of what args.one gains over args.zero."""
-    from analysis_tools.compare import apart, gains, said
+    from analysis_tools.compare import said, weighed
     from reporting.figures import against
     tasks = {view.title: {method: entry.values for method, entry in view.compared.items()} for view in found}
-    told = apart(tasks, args.zero, args.one)
-    counted = [task for task, (gain, deviation) in told.items() if gain > 3 * deviation]
-    shares = gains(tasks, args.zero, args.one, counted)
+    _, counted, shares = weighed(tasks, args.zero, args.one)
     page.heading('All tasks')
     if shares:
         page.paragraph(f'Share: of what {args.one} gains over {args.zero}, the mean over the tasks that tell these two '

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+from e3va.command.rows import identity
 from e3va.train.saved_run import run_of
 
 KEPT = 300                                                              # points of a curve
@@ -32,15 +33,15 @@ def find(folders, rows=()):
             found.setdefault(file.parents[2], (top, []))[1].append(file)
     if folders and not found:
         raise ValueError(f'--runs: no run has left a vis_data/scalars.json below {", ".join(map(str, folders))}')
-    known = set(map(said, rows))
+    known = set(map(result, rows))
     runs = [Run(folder, str(folder.relative_to(top)) if folder != top else folder.name, rows_of(folder), scalars(files))
             for folder, (top, files) in found.items()]
-    return [run for run in runs if not run.rows or known & set(map(said, run.rows))]
+    return [run for run in runs if not run.rows or known & set(map(result, run.rows))]
 
 
-def said(row):
-    """What tells a row from those of other runs."""
-    return row['task'], row['method'], row.get('seed', 0), row.get('split', 'test'), float(row['value'])
+def result(row):
+    """A row and its value: a run of before an edit has another one."""
+    return *identity(row), float(row['value'])
 
 
 def rows_of(folder):
