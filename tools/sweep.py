@@ -151,6 +151,11 @@ def sweep(args):
     show(tasks, methods, final, rows)
     for line in at_the_end(pairs, settings) if args.tune else ():
         print(line)
+    unseen = [run.folder for run in final if run.pictures and run.result.is_file()
+                 and not (run.folder / 'pictures').is_dir()]
+    if unseen:                                                       # a finished run keeps no weights
+        print('--pictures: these were finished before without pictures; remove the folders to train them again: '
+              f'{", ".join(map(str, unseen))}')
     for run in failed:
         print(f'failed: {run.says}: {last_line(run.folder)}')
     for task, method in pairs:

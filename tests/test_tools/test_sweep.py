@@ -348,6 +348,14 @@ def test_a_worker_is_told_its_run_and_the_command(place, monkeypatch):
     assert ends == [True]
 
 
+def test_pictures_of_a_run_that_was_finished_without(place, capsys):
+    assert swept('--methods', 'fixed', '--seeds', '3') == 0 and '--pictures' not in capsys.readouterr().out
+    assert swept('--methods', 'fixed', '--seeds', '3', '4', '--pictures', '1') == 0
+    said, = (line for line in capsys.readouterr().out.splitlines() if line.startswith('--pictures'))
+    folder = Path(said.rpartition(': ')[2])
+    assert folder.name == 'own_seed3' and folder.is_dir() and len(list(Path('out').rglob('pictures/*.jpg'))) == 1
+
+
 @pytest.mark.parametrize('lines, said', [
     ([], 'starting'), (['11/29 - mmengine - INFO - dist_loss: 1'], 'starting'),
     (['x - Epoch(train)  [2][ 40/52]  lr: 9.1e-07  eta: 0:01:02  time: 0.4330  loss: 1.3'],
