@@ -1,6 +1,7 @@
 """From a stock trunk to a tuned one: `Tuned` for configs, `tune` for everybody else."""
 import dataclasses
 import inspect
+import logging
 import re
 from collections.abc import Sequence
 
@@ -15,13 +16,14 @@ from . import compat, loading
 from .layers.adopted import AdoptedLinear
 from .layers.gelu import keep_8_bits
 from .layers.read import call_through, expect_calls
+from .layers.sparse import SparseAttention
 from .methods import Fixed, Full, Method, build_method
 from .methods.base import with_options
 from .methods.targets import ALL, find_also, matches, named, say
 from .registry import METHODS, MODELS
 from .surgery import near, rebind
 from .trunks import FAMILIES, family_of, head_entries
-from .trunks.channels import other_images
+from .trunks.channels import adapt_input, other_images
 from .trunks.mapped import build, wanted
 from .trunks.recompute import recompute_blocks
 from .trunks.sampled import sample_backward
@@ -42,7 +44,8 @@ class Tuning:
         loads: reports of the loads so far, latest last.
         hooked: the method's hook is at work (see `Method.hook`).
         prefix: of the trunk's names in the module that `tune` was given, by which `targets` and `also` name layers.
-        also: names of the stock modules and entries that train beside the method.
+        also: names of the stock modules and entries that train beside the method: those that the user names, and
+            the first layer where it reads other images than RGB.
         rest: entries of a whole model outside its backbone, which train as a head does; none where a trunk is tuned.
         described: what a delta records of the trunk, where its frozen weights lie in parts (`train/shard.py`).
         usual: what a method took by itself in a trunk of no known family, {name: stock layer}, until it is said.
@@ -193,6 +196,7 @@ def tune(module: nn.Module, method: str | dict | Method, config: dict | None = N
                     config, prefix=prefix,
                     also=frozenset(name[len(prefix):] for name in beside_it if name.startswith(prefix)))
     check_also(trunk, method, parts, tuning.also)
+    tuning.also |= input_beside(trunk, method, config)
     if trunk is module and isinstance(getattr(module, 'backbone', None), nn.Module) and family is None:
         tuning.rest = frozenset(name for name in tuning.keys if not name.startswith('backbone.'))
     head = head_entries(trunk) if not tuning.rest else {
@@ -216,14 +220,12 @@ def tune(module: nn.Module, method: str | dict | Method, config: dict | None = N
 
     call_through(trunk, edited)
     if parts is None or method.targets is not None:
-        expect_calls(trunk, [layer for name, layer in trunk.named_modules() if edited(name, layer)])
+        read = {id(layer.out_proj) for layer in trunk.modules() if isinstance(layer, SparseAttention)}
+        expect_calls(trunk, [layer for name, layer in trunk.named_modules()
+                             if edited(name, layer) and id(layer) not in read])
     method.adapt_out_norms(trunk, parts)
-    if (reads := other_images(trunk)) and method.train_input and not isinstance(method, Full):
-        reads.requires_grad_(True)
-        print_log(f'{type(trunk).__name__} reads images of {reads.in_channels} channels, so its first layer trains too '
-                  '(train_input=False of the method keeps it as it is)', logger='current')
     for name, parameter in module.named_parameters():
-        if name in beside_it:
+        if name in beside_it or (name.startswith(prefix) and name[len(prefix):] in tuning.also):
             parameter.requires_grad_(True)
     check_trained(trunk, method, head)
     if tuning.usual:
@@ -261,6 +263,28 @@ def part_to_tune(module, method):
             if not f'{name}.'.startswith('backbone.')):
         return module, None, ''
     return backbone, family_of(backbone), 'backbone.'
+
+
+def input_beside(trunk, method, config):
+    """What trains beside the method as the trunk reads images that are not RGB: names of its first layer and entries.
+
+    Weights for RGB that are loaded are adapted to it.
+    """
+    found = other_images(trunk, family_of(getattr(trunk, 'backbone', trunk)), config)
+    if not found:
+        return frozenset()
+    name, layer = found
+    trunk.register_load_state_dict_pre_hook(adapt_input)
+    if isinstance(method, Full) or not method.train_input:
+        return frozenset()
+    reads = f'{type(trunk).__name__} reads images of {layer.in_channels} channels'
+    if not method.reaches_input:
+        print_log(f'{reads}, and {type(method).__name__} trains nothing there: its first layer keeps what it is made '
+                  'of the published weights; take another method to train it', logger='current', level=logging.WARNING)
+        return frozenset()
+    print_log(f'{reads}, so its first layer trains too (train_input=False of the method keeps it as it is)',
+              logger='current')
+    return frozenset((name, *(f'{name}.{entry}' for entry in layer.state_dict())))
 
 
 def unknown_family(trunk, method):

@@ -1,5 +1,8 @@
 """The factory: what it refuses, what it freezes, and what it leaves to the stock trunk."""
+import copy
+
 import pytest
+import timm
 import torch
 from mmengine.registry import DefaultScope
 
@@ -7,7 +10,7 @@ import e3va
 from e3va.methods import Method
 from e3va.registry import METHODS, MODELS
 from e3va.tuned import find_tuned
-from tests.conftest import SWIN, build, distance, image
+from tests.conftest import SWIN, build, distance, image, projected
 
 
 @pytest.mark.parametrize('trunk,method,changes,words', [
@@ -188,3 +191,51 @@ def test_grey_images_see_what_grey_rgb_saw():
     tuned.load_state_dict(stock.state_dict(), strict=False)
     grey = torch.randn(2, 1, 71, 90)
     assert distance(stock.eval()(grey.expand(-1, 3, -1, -1)), tuned.eval()(grey)) <= 1e-5
+
+
+@pytest.mark.parametrize('mode', ['sparse', 'mask'])
+def test_gps_leaves_a_first_layer_that_trains_whole(mode):
+    """It is no layer of few entries: all of it moves, and what is merged is what was trained."""
+    tuned = build('vit_timm', dict(type='GPS', criterion='magnitude', mode=mode), in_chans=4)
+    tuned.tuning.hooked = True
+    first, x = tuned.patch_embed.proj, torch.randn(2, 4, 71, 90)
+    before = first.weight.detach().clone()
+    optimizer = torch.optim.SGD([parameter for parameter in tuned.parameters() if parameter.requires_grad], lr=1.)
+    projected(tuned(x)).backward()
+    optimizer.step()
+    assert (first.weight != before).all() and not hasattr(first, 'values')
+    assert all(parameter.grad is not None for parameter in tuned.parameters() if parameter.requires_grad)
+    tuned.eval()
+    if mode == 'sparse':
+        assert distance(tuned(x), e3va.merge(copy.deepcopy(tuned)).eval()(x)) <= 1e-5
+
+
+def test_a_first_layer_that_no_gradient_reaches(caplog):
+    """E3VA's trunk runs without gradient from the image on; the ladder's reads the first layer with it."""
+    x = torch.randn(2, 4, 64, 64)
+    for method, trains in ((dict(type='E3VA', rank=2), False), (dict(type='LST', reduction=4), True)):
+        tuned = build('vit_mmpretrain', method, in_channels=4)
+        weight = tuned.patch_embed.projection.weight
+        projected(tuned(x)).backward()
+        assert weight.requires_grad is trains and (weight.grad is not None) is trains
+
+
+@pytest.mark.parametrize('make', [
+    lambda: MODELS.build(dict(type='mmdet.CSPDarknet', deepen_factor=0.33, widen_factor=0.25)),
+    lambda: timm.create_model('tresnet_m'), lambda: MODELS.build(dict(
+        type='mmdet.FPN', in_channels=[16, 32], out_channels=8, num_outs=2))], ids=['folded', 'folded_4', 'neck'])
+def test_rgb_in_more_channels(make):
+    """YOLOX and TResNet fold RGB's pixels into 12 and 48 channels; a neck reads no images. Their weights stay."""
+    import mmdet.models  # noqa: F401
+    model = make()
+    head = {id(one) for one in (model.get_classifier().parameters() if hasattr(model, 'get_classifier') else ())}
+    e3va.tune(model, 'Fixed')
+    assert not [name for name, one in model.named_parameters() if one.requires_grad and id(one) not in head]
+
+
+def test_twelve_channels_that_a_config_names():
+    import mmdet.models  # noqa: F401
+    resnet = MODELS.build(dict(type='e3va.Tuned', trunk='mmdet.ResNet', depth=18, in_channels=12, method='Fixed'))
+    assert [name for name, one in resnet.named_parameters() if one.requires_grad] == ['conv1.weight']
+    with pytest.raises(ValueError, match='the first layer, for images that are not RGB'):
+        build('vit_timm', dict(type='Fixed', cache=True), in_chans=4)

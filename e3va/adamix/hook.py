@@ -2,7 +2,6 @@
 from functools import partial
 
 import torch
-from mmengine.dist import broadcast_object_list
 from mmengine.hooks import Hook
 from mmengine.runner.base_loop import BaseLoop
 
@@ -11,7 +10,7 @@ from ..dmlora.optim import BranchMixin
 from ..methods.base import number
 from ..registry import HOOKS
 from ..surgery import called, unwrap, wrap
-from ..train.change import plain, rewrap
+from ..train.change import common_seed, plain, rewrap
 from ..tuned import find_tuned
 from .method import AdaMix, divergence
 
@@ -55,9 +54,7 @@ class AdaMixHook(Hook):
         rewrap(runner, [name for name, parameter in model.named_parameters() if parameter in own])
 
     def before_train(self, runner):
-        seed = [runner.seed]                                            # may differ by rank (diff_rank_seed)
-        broadcast_object_list(seed)
-        self.seed = seed[0]
+        self.seed = common_seed(runner)
         if self.consistency:
             wrap(plain(runner.model), 'forward', partial(consistent, self.consistency, self))
 

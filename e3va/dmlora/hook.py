@@ -1,5 +1,4 @@
 """When DMLoRA draws, halves and changes its stage; `e3va/dmlora/method.py` says how."""
-from mmengine.dist import broadcast_object_list
 from mmengine.hooks import Hook, LoggerHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
@@ -8,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..methods.base import choice, integer, length, number
 from ..registry import HOOKS
-from ..train.change import change, epoch_length, length_said, part_of, plain, rewrap
+from ..train.change import change, common_seed, epoch_length, length_said, part_of, plain, rewrap
 from ..train.recorded import same_options
 from ..train.retire import retire
 from ..trunks import head_entries
@@ -129,9 +128,7 @@ class DMLoRAHook(Hook):
         return max(self.method.branches >> min(position // self.period, 64), self.down_to)
 
     def before_train(self, runner):
-        seed = [runner.seed]                                            # may differ by rank (diff_rank_seed)
-        broadcast_object_list(seed)
-        self.seed = seed[0]
+        self.seed = common_seed(runner)
         self.count(runner)
 
     def count(self, runner):

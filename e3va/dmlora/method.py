@@ -58,6 +58,11 @@ class Branches(nn.Module):
         # A tensor, not its number: for each number torch.compile would compile anew.
         self.__dict__['drawn'] = self._parameters[str(i)]
 
+    @property
+    def undrawn(self):
+        """What this step leaves alone (see `trunks.sampled`)."""
+        return [branch for branch in self.all if branch is not self.drawn]
+
     def mean(self):
         return self.all[0] if len(self) == 1 else torch.stack(self.all).mean(0)
 
@@ -101,7 +106,7 @@ class MixLoRAConv2d(DeltaConv2d):
     Shapes: a branch of `down` (r, in / groups * h * w), of `up` (out, r / groups), `scale` (1,); x (B, in, H, W).
     """
 
-    slices = (0,)                                                       # as of `MixLoRALinear`: the whole layer
+    slices, of = (0,), 1                                                # as of `MixLoRALinear`: the whole layer
 
     def __init__(self, old, rank, downs, ups, scale):
         super().__init__(old)

@@ -11,7 +11,7 @@ from mmengine.runner.base_loop import BaseLoop
 from ..gps.hook import loader_of, task_loss, told
 from ..methods.base import choice, integer, number
 from ..registry import HOOKS
-from ..train.change import change, plain, rewrap
+from ..train.change import change, common_seed, plain, rewrap
 from ..train.recorded import same_options
 from ..train.rng_state import random_state, set_random_state
 from ..tuned import find_tuned
@@ -90,7 +90,7 @@ class E2VPTHook(Hook):
         model, state = plain(runner.model), random_state()
         model.eval()
         try:
-            loader = loader_of(runner.train_dataloader, 1, None, None, runner.seed)
+            loader = loader_of(runner.train_dataloader, 1, None, None, common_seed(runner))
             length = min(len(loader), self.batches or len(loader))
             runner.logger.info(f'E2VPT: importance of prompts on {length} batches of training data')
             batches = told(itertools.islice(loader, length), length, runner.logger, 'E2VPT')

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from ..methods.base import choice, integer, number
 from ..registry import HOOKS
-from ..train.change import change, plain, rewrap
+from ..train.change import change, common_seed, plain, rewrap
 from ..train.rng_state import random_state, set_random_state
 from ..tuned import find_tuned
 from .contrast import features_of, has_pairs, labels_of, supcon
@@ -76,15 +76,20 @@ class GPSHook(Hook):
             raise ValueError(f'{name} cannot select: the training set is empty; look at train_dataloader.dataset')
         model.train()
         try:
-            whole = hasattr(stock.dataset[0].get('data_samples'), 'gt_label')
+            item, seed = stock.dataset[0], common_seed(runner)
+            samples = item.get('data_samples') if isinstance(item, dict) else None
+            whole = hasattr(samples, 'gt_label')
             loss = self.loss or ('supcon' if whole else 'task')
+            if loss == 'supcon' and samples is None:
+                raise ValueError(f"{name} cannot select by loss='supcon': an item of the training set has no "
+                                 "'data_samples' that say its classes; take loss='task'")
             views = self.views or (2 if loss == 'supcon' else 1)
-            loader = loader_of(stock, views, self.pipeline, self.batch_size, runner.seed)
+            loader = loader_of(stock, views, self.pipeline, self.batch_size, seed)
             number = min(len(loader), self.batches or len(loader))
             runner.logger.info(f'{name}: selecting by {loss}, on {number} batches of training data')
             losses = task_loss if loss == 'task' else partial(contrastive_loss, whole, self.temperature)
             count = select(model, told(itertools.islice(loader, number), number, runner.logger, name),
-                           partial(losses, model), runner.seed)
+                           partial(losses, model), seed)
         finally:
             set_random_state(state)
         runner.logger.info(
@@ -112,7 +117,7 @@ def expect(state, model):
 def task_loss(model, batch):
     """The loss that the model is trained with."""
     data = model.data_preprocessor(batch, True)
-    return model.parse_losses(model(**data, mode='loss'))[0]
+    return model.parse_losses(model._run_forward(data, mode='loss'))[0]
 
 
 def contrastive_loss(whole, temperature, model, batch):

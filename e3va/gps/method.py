@@ -20,7 +20,7 @@ from torch import nn
 from ..layers import SparseAttention, SparseConv2d, SparseLinear, SparseWeight
 from ..loading import shorten
 from ..methods.base import Method, choice, idle_places, integer, is_norm
-from ..methods.targets import check_layer, named, target_names
+from ..methods.targets import check_layer, classifiers, named, target_names
 from ..registry import METHODS
 from ..surgery import replace
 from ..trunks import head_entries
@@ -81,6 +81,10 @@ class GPS(Method):
         whole = head_entries(trunk) | trunk.tuning.also
         found = weights(trunk) if self.targets is None else {
             name: layer for name, layer in named(trunk, self).items() if name in weights(trunk)}
+        if parts is None and self.targets is None:
+            left = classifiers(trunk, found)
+            frozen += tuple(f'{name}.' for name in left)
+            trunk.tuning.usual = found = {name: layer for name, layer in found.items() if name not in left}
         clipped = {}
         for name, layer in found.items():
             if f'{name}.weight' in whole or name in whole or f'{name}.'.startswith(frozen):

@@ -51,7 +51,7 @@ class E3VA(Method):
     """
 
     unit = Adapter
-    backpropagates = False
+    backpropagates = reaches_input = False
 
     def __init__(self, rank=8, adapter='low_rank', mid=None, arrangement='parallel', downsampling='inherited',
                  skip=True, join='replace', init=None, tap='before', trunk_mode=None, mode='exact',

@@ -135,7 +135,7 @@ class SparseConv2d(SparseWeight, AdoptedConv2d):
 
 
 class SparseAttention(SparseWeight, nn.MultiheadAttention):
-    """torch's attention, of which entries of the fused q, k, v weight train, and of its `out_proj`, a `SparseLinear`.
+    """torch's attention, of which entries of the fused q, k, v weight train, and of its `out_proj`, if that is sparse.
 
     It hands both weights to a function of torch, so this one keeps whole copies until backward.
     """
@@ -152,7 +152,9 @@ class SparseAttention(SparseWeight, nn.MultiheadAttention):
     def forward(self, *inputs, **options):
         if self.weight.requires_grad:
             return super().forward(*inputs, **options)
-        places = [(vars(self), 'in_proj_weight', self), (vars(self.out_proj), 'weight', self.out_proj)]
+        places = [(vars(self), 'in_proj_weight', self)]
+        if isinstance(self.out_proj, SparseWeight):                     # `targets` may leave it out
+            places.append((vars(self.out_proj), 'weight', self.out_proj))
         for attributes, name, layer in places:                          # found before the parameters of these names
             attributes[name] = (layer.whole() if torch.jit.is_tracing() else
                                 Put.apply(getattr(layer, name), layer.index, layer.values))

@@ -181,6 +181,7 @@ class Method:
     adapted = (nn.Linear,)          # classes of layers that `targets` may name
     targets = None                  # the option of that name, where the method has it
     train_input = True              # a first layer for other images than RGB trains beside, as its weights are made up
+    reaches_input = True            # gradients reach that layer
     also = ()                       # modules and parameters of the stock model that train beside, as of `tune`
     recompute = None                # the trunk's blocks are run again in backward, as of `tune`
     backward = None                 # the share of a batch's images whose gradient goes through the trunk, as of `tune`

@@ -1,7 +1,6 @@
 """Fixed: the trunk extracts features, only neck and heads train; with a cache each image's are extracted once."""
 from ..registry import METHODS
 from ..trunks.cached import cache_features, empty
-from ..trunks.channels import other_images
 from .base import Method, choice
 
 
@@ -31,9 +30,9 @@ class Fixed(Method):
     def apply(self, trunk, parts):
         if not self.cache:
             return
-        if trunk.tuning.also or (self.train_input and other_images(trunk)):
+        if trunk.tuning.also:
             raise ValueError(f'cache=True: a part of this {type(trunk).__name__} trains '
-                             f'({"also=" if trunk.tuning.also else "the first layer, for images that are not RGB"}), '
+                             f'({"also=" if self.also else "the first layer, for images that are not RGB"}), '
                              'and with it the features change: drop cache, or what trains beside')
         cache_features(trunk, parts)
 

@@ -166,10 +166,15 @@ def frozen_layers(trunk, layers, guess=True):
         layers = {name: layer for name, layer in layers.items() if not isinstance(
             trunk.get_submodule(name.rpartition('.')[0]), nn.MultiheadAttention)}
     whole = trunk.tuning.also | (frozenset() if trunk.tuning.rest else head_entries(trunk))
-    guess = guess and trunk.tuning.parts is None and not hasattr(trunk, 'get_classifier')
+    left = classifiers(trunk, layers) if guess else ()
     return {name: layer for name, layer in layers.items()
-            if not whole & {f'{name}.weight', name}                     # its bias alone may train beside
-            and not (guess and name.partition('.')[0] in CLASSIFIERS)}
+            if not whole & {f'{name}.weight', name} and name not in left}       # its bias alone may train beside
+
+
+def classifiers(trunk, names):
+    """Those of some layers' names that are at the usual place of a classifier, where a trunk does not say its own."""
+    said = trunk.tuning.parts is not None or hasattr(trunk, 'get_classifier')
+    return set() if said else {name for name in names if name.partition('.')[0] in CLASSIFIERS}
 
 
 def usual(trunk, method):
@@ -197,4 +202,4 @@ def say(trunk, found, count):
     method = type(trunk.tuning.method).__name__
     print_log(f'{method} on {type(trunk).__name__}, a trunk whose family e3va does not know: '
               f'{" and ".join(f"{count} {kind}" for kind, count in kinds.items())}, the classifier left out '
-              f'({shorten(found, 3)}), {count:,} parameters; name others by targets=', 'current')
+              f'(also= trains it) ({shorten(found, 3)}), {count:,} parameters; name others by targets=', 'current')

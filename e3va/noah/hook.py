@@ -1,11 +1,10 @@
 """When a supernet of NOAH draws; `e3va/noah/method.py` says what."""
-from mmengine.dist import broadcast_object_list
 from mmengine.hooks import Hook
 from mmengine.runner.base_loop import BaseLoop
 
 from ..dmlora.optim import BranchMixin
 from ..registry import HOOKS
-from ..train.change import plain, rewrap
+from ..train.change import common_seed, plain, rewrap
 from ..tuned import find_tuned
 from .method import NOAH, drawn, largest, parts_of, set_sizes, space_of
 
@@ -36,9 +35,7 @@ class NOAHHook(Hook):
         rewrap(runner, [name for name, parameter in plain(runner.model).named_parameters() if parameter in own])
 
     def before_train(self, runner):
-        seed = [runner.seed]                                            # may differ by rank (diff_rank_seed)
-        broadcast_object_list(seed)
-        self.seed = seed[0]
+        self.seed = common_seed(runner)
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         _, trunk = find_tuned(plain(runner.model))

@@ -57,6 +57,11 @@ class SizedBottleneck(Bottleneck):
         biases = 0 if self.down_bias is None else size + len(self.up_bias)
         return size * (self.down.shape[1] + len(self.up)) + biases
 
+    @property
+    def undrawn(self):
+        """What this step leaves alone (see `trunks.sampled`)."""
+        return [] if self.size else list(self.parameters())
+
     def forward(self, x):
         bias = None if self.down_bias is None else self.down_bias[:self.size]
         inner = F.linear(x, self.down[:self.size], bias)

@@ -3,7 +3,7 @@ import math
 from functools import partial
 
 import torch
-from mmengine.dist import all_reduce, broadcast, broadcast_object_list
+from mmengine.dist import all_reduce, broadcast
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner.base_loop import BaseLoop
@@ -12,7 +12,7 @@ from ..delta.load import differences
 from ..methods.base import choice, length, number
 from ..methods.routing import KEY, follow_routing, routing_of, table_of
 from ..registry import HOOKS
-from ..train.change import epoch_length, length_said, part_of, plain, settle
+from ..train.change import common_seed, epoch_length, length_said, part_of, plain, settle
 from ..train.recorded import same_options
 from ..tuned import find_tuned
 from . import plan as pear
@@ -131,10 +131,9 @@ class PearHook(Hook):
 
     def choose(self, runner):
         """The plan, the same in every process."""
-        trunk, seed = find_tuned(plain(runner.model))[1], [runner.seed]
-        broadcast_object_list(seed)                                     # may differ by rank (diff_rank_seed)
+        trunk = find_tuned(plain(runner.model))[1]
         units, wrapper = trunk.tuning.method.units(trunk), runner.optim_wrapper
-        scores = pear.score(list(units.values()), self.criterion, wrapper.moments(), seed[0]) if (
+        scores = pear.score(list(units.values()), self.criterion, wrapper.moments(), common_seed(runner)) if (
             wrapper.steps or self.criterion in pear.WITHOUT_DATA) else torch.zeros(len(units))
         all_reduce(scores, op='mean')
         broadcast(scores)
@@ -188,7 +187,7 @@ class PearHook(Hook):
             wrapper = runner.optim_wrapper
             method = find_tuned(plain(runner.model))[1].tuning.method.config
             checkpoint[KEY] = dict(options=self.options, method=method, done=self.done, steps=wrapper.steps,
-                                   sums=wrapper.sums)
+                                   sums=wrapper.sums, begin=self.begin)
 
     def after_load_checkpoint(self, runner, checkpoint):
         """Before a resumed state is loaded: bring model and optimizer into its shape."""
@@ -210,7 +209,13 @@ class PearHook(Hook):
         if saved['done']:
             settle(runner, partial(follow_routing, given=table_of(checkpoint['state_dict'], prefix)))
             self.done = True
-        elif saved['steps']:
+            return
+        begun, at = saved.get('begin', self.begin), checkpoint['meta']['iter']         # none in checkpoints of before
+        if begun != self.begin and at > self.begin and self.criterion not in pear.WITHOUT_DATA:
+            raise ValueError(f'the checkpoint is of iteration {at} of a run of Pear that sums gradients from iteration '
+                             f'{begun + 1} on, and by this config these begin with iteration {self.begin + 1}: resume '
+                             'with the same train_cfg, or one whose warm-up is longer')
+        if saved['steps'] and begun == self.begin:
             wrapper = runner.optim_wrapper
             wrapper.watch(factors(runner.model))
             wrapper.steps = saved['steps']

@@ -2,7 +2,7 @@
 import gc
 
 from mmengine.dataset import InfiniteSampler
-from mmengine.dist import get_world_size
+from mmengine.dist import broadcast_object_list, get_world_size
 from mmengine.model import is_model_wrapper
 from torch.nn.parallel import DistributedDataParallel
 
@@ -30,6 +30,13 @@ def part_of(value, whole, unit):
 def length_said(value, by_epoch):
     """The same for a message, e.g. '10 epochs' or '0.1 of the run'."""
     return f'{value} {"of the run" if isinstance(value, float) else "epochs" if by_epoch else "iterations"}'
+
+
+def common_seed(runner):
+    """The run's seed, the same in every process, as the runner's may differ by rank (diff_rank_seed)."""
+    seed = [runner.seed]
+    broadcast_object_list(seed)
+    return seed[0]
 
 
 def change(runner, function):

@@ -11,13 +11,19 @@ def first_layer(trunk):
     return next(((name, module) for name, module in trunk.named_modules() if isinstance(module, nn.Conv2d)), None)
 
 
-def other_images(trunk):
-    """The first layer where it reads another number of channels than three, else None; loads are adapted to it."""
-    _, layer = first_layer(trunk) or (None, None)
-    if layer is None or layer.in_channels == RGB or layer.groups > 1:
+def other_images(trunk, family, config):
+    """(name, first layer) where it reads images of another number of channels than three, else None.
+
+    The trunk's config says so, or in a known family the layer. Of other modules it is a guess: no layer of 1x1 reads
+    images, and 12 or 48 channels are those of RGB folded, as of YOLOX's Focus (2x2 pixels are one) or TResNet.
+    """
+    name, layer = first_layer(trunk) or (None, None)
+    if layer is None or layer.groups > 1:
         return None
-    trunk.register_load_state_dict_pre_hook(adapt_input)
-    return layer
+    said = next((config[key] for key in ('in_channels', 'in_chans') if isinstance((config or {}).get(key), int)), None)
+    if said is None and family is None and (layer.kernel_size == (1, 1) or layer.in_channels % (4 * RGB) == 0):
+        return None
+    return (name, layer) if (said or layer.in_channels) != RGB else None
 
 
 def adapted(weight, channels):

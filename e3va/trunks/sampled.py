@@ -73,7 +73,8 @@ def forward(share, before, trunk, images, *args, **options):
     with torch.no_grad():
         others = run(images[count:], *args, **options)
     if not count:                                                       # DDP waits for gradients, and here comes none
-        trained = [parameter for parameter in trunk.parameters() if parameter.requires_grad]
+        idle = {parameter for module in trunk.modules() for parameter in getattr(module, 'undrawn', ())}
+        trained = [parameter for parameter in trunk.parameters() if parameter.requires_grad and parameter not in idle]
         return tree_map(lambda out: Still.apply(out, *trained) if isinstance(out, torch.Tensor) else out, others)
     return tree_map(partial(joined, 1 / share), run(images[:count], *args, **options), others)
 

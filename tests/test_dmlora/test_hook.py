@@ -14,6 +14,7 @@ from torch.nn import functional
 import e3va
 from e3va.command.processes import GlooRunner
 from e3va.dmlora.method import mixtures
+from e3va.registry import MODELS
 from tests import running
 from tests.conftest import build, in_two_processes
 from tests.running import BATCH, Classifier, Weights, assert_equal, finished, state_of, without_batch_norm
@@ -444,3 +445,29 @@ def test_two_processes(two, tmp_path, accumulate):
             assert torch.equal(first[name], second[name]), name
             torch.testing.assert_close(first[name], want[name], rtol=1e-5, atol=1e-6)
     assert any(not torch.equal(one[0][name], one[-1][name]) for name in one[-1] if '.up.' in name)
+
+
+class ResNet(BaseModel):
+    """Convolutions, in a trunk of no known family."""
+
+    def __init__(self, **method):
+        super().__init__(BaseDataPreprocessor())
+        import mmdet.models  # noqa: F401
+        self.backbone = MODELS.build(dict(type='e3va.Tuned', trunk='mmdet.ResNet', depth=18, method=dict(
+            type='DMLoRA', rank=2, branches=2, **method)))
+        self.norm, self.head = nn.BatchNorm1d(512), nn.Linear(512, 3)
+
+    def forward(self, inputs, labels, mode='tensor'):
+        out = self.head(self.norm(self.backbone(inputs)[-1].mean((2, 3))))
+        return dict(loss=functional.cross_entropy(out, labels)) if mode == 'loss' else list(out)
+
+
+@pytest.mark.parametrize('method, hook, stages', [
+    ({}, {}, [1] * 2 + [2] * 4), (dict(learn_scale=True), dict(scale_length=None), [1] * 2)])
+def test_convolutions(tmp_path, method, hook, stages):
+    """Both stages, and the scales of the layers in the log."""
+    runner = train(tmp_path, hook=hook, model=partial(ResNet, **method), epochs=1)
+    rows = [json.loads(line) for line in next(tmp_path.glob('*/vis_data/scalars.json')).read_text().splitlines()]
+    assert [row['stage'] for row in rows if 'stage' in row] == stages
+    assert runner.iter == len(stages)
+    assert any(name.startswith('scale/backbone.layer1.0.conv1') for row in rows for name in row)

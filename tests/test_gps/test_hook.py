@@ -1,4 +1,6 @@
 """GPSHook in mmengine's own runner: what it reads, what it selects, and that a resumed run goes on with it."""
+from unittest import mock
+
 import pytest
 import torch
 from mmengine.dataset import BaseDataset
@@ -7,9 +9,12 @@ from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from mmengine.runner import Runner
 
 import e3va
+from e3va.command.processes import GlooRunner
 from e3va.gps.contrast import supcon
+from e3va.gps.hook import loader_of
 from e3va.gps.method import selected, sparse_layers
-from tests.conftest import VIT_ARCH, build, image
+from tests import running
+from tests.conftest import VIT_ARCH, build, image, in_two_processes
 from tests.running import Interrupt
 
 CLASSES = 2
@@ -268,3 +273,48 @@ def test_a_selection_that_was_loaded_is_kept(make):
     with pytest.raises(KeyboardInterrupt):
         runner.train()
     assert len(numbers()) == 2 and same(indices(one.model), indices(runner.model))
+
+
+class Pairs(BaseDataset):
+    """Items are tuples (image, label), as torch's data sets give them."""
+
+    def load_data_list(self):
+        return [dict(number=i) for i in range(8)]
+
+    def prepare_data(self, idx):
+        return image('vit_mmpretrain', batch=1, seed=idx)[0], idx % 3
+
+
+def run_on_pairs(folder, **hook):
+    loader = dict(batch_size=4, num_workers=0, dataset=Pairs(serialize_data=False),
+                  sampler=dict(type='DefaultSampler', shuffle=False), collate_fn=dict(type='default_collate'))
+    hooks = dict(gps=dict(type='e3va.GPSHook', **hook))
+    runner = running.runner_of(folder, lambda: running.Classifier(dict(type='GPS')), hooks, Hook(), epochs=1)
+    runner._train_dataloader = loader
+    runner.train()
+    return runner
+
+
+def test_data_sets_of_tuples(tmp_path):
+    assert selected(run_on_pairs(tmp_path / 'task').model)
+    with pytest.raises(ValueError, match="cannot select by loss='supcon': an item of the training set has no 'data_s"):
+        run_on_pairs(tmp_path / 'supcon', loss='supcon')
+
+
+def parts_read(rank, folder):
+    """What each process reads where the runners' seeds differ."""
+    runner = running.runner_of(folder / 'two', lambda: running.Classifier(dict(type='GPS')), dict(gps=dict(
+        type='e3va.GPSHook', loss='task')), Hook(), epochs=1, batch=2, kind=GlooRunner, launcher='pytorch')
+    runner.set_randomness(seed=3, diff_rank_seed=True)
+    assert runner.seed == 3 + rank
+    read = []
+    with mock.patch('e3va.gps.hook.loader_of', lambda *given: read.append(list(loader_of(*given).sampler)) or
+                    loader_of(*given)):
+        running.without_batch_norm(runner).train()
+    torch.save(read[0], folder / f'{rank}.pth')
+
+
+def test_each_image_once_where_seeds_differ(tmp_path):
+    in_two_processes(parts_read, tmp_path)
+    parts = [torch.load(tmp_path / f'{rank}.pth') for rank in (0, 1)]
+    assert sorted(sum(parts, [])) == list(range(8))

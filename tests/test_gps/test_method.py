@@ -657,3 +657,37 @@ def test_of_equal_scores_the_last():
             scores[3, ::2] = float('nan')
             wanted = scores.sort(dim=1, stable=True).indices[:, 40 - count:].sort(dim=1).values
             assert torch.equal(highest(scores, count), wanted)
+
+
+class Attends(nn.Module):
+    """A module of no known family that attends by torch's module, with a layer at a classifier's place."""
+
+    def __init__(self):
+        super().__init__()
+        self.attn, self.fc = nn.MultiheadAttention(12, 2, batch_first=True), nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.fc(self.attn(x, x, x, need_weights=False)[0])
+
+
+def test_torch_s_attention_without_its_last_layer(caplog):
+    x = torch.randn(2, 5, 12)
+    tuned = e3va.tune(Attends(), dict(type='GPS', targets=['attn'])).train()
+    select(tuned, [x], lambda batch: projected(tuned(batch)))
+    projected(tuned(x)).backward()
+    assert tuned.attn.values.grad.any() and type(tuned.attn.out_proj.weight) is nn.Parameter
+    assert distance(tuned.eval()(x), e3va.merge(copy.deepcopy(tuned)).eval()(x)) <= 1e-6
+
+
+def test_a_classifier_that_does_not_say_so(capsys):
+    """As under LoRA it is left out, which is said; `also` trains it whole, as the paper does."""
+    tuned = e3va.tune(Attends(), 'GPS')
+    assert [name for name, one in tuned.named_parameters() if one.requires_grad and name.startswith('fc')] == []
+    assert 'the classifier left out (also= trains it)' in ''.join(capsys.readouterr())
+    whole = e3va.tune(Attends(), 'GPS', also=['fc'])
+    assert {name for name, one in whole.named_parameters() if one.requires_grad and name.startswith('fc')} == {
+        'fc.weight', 'fc.bias'}
+    x = torch.randn(2, 5, 12)
+    select(whole, [x], lambda batch: projected(whole(batch)))
+    projected(whole.train()(x)).backward()
+    assert 'were not called' not in ''.join(capsys.readouterr())        # torch reads the weight of `out_proj`

@@ -50,7 +50,8 @@ class Watch(Hook):
         assert len(held) == len(set(held)) and set(optimizer.state) <= set(held)
         assert set(held) == {one for one in model.parameters() if one.requires_grad}
         self.rows.append(dict(own=sum(not isinstance(unit, Emptied) for unit in units), held=len(held),
-                              moments=len(optimizer.state), ddp=runner.model))
+                              moments=len(optimizer.state), ddp=runner.model,
+                              summed=getattr(runner.optim_wrapper, 'steps', 0)))
 
 
 def runner_of(folder, hook=None, method=LORA, stop=None, wrapper=None, **options):
@@ -434,3 +435,18 @@ def test_pruned_weights_in_two_processes(checkpoints):
     """DDP, which was there before the weights, does not wait for what they have not."""
     in_two_processes(start_in_each, checkpoints)
     assert torch.load(checkpoints / 'rows_0.pth') == torch.load(checkpoints / 'rows_1.pth') == [4, 4]
+
+
+def test_resume_as_a_longer_run(tmp_path):
+    """The warm-up, a share of the run, is another one then: its gradients are summed anew, or the resume is refused."""
+    options = dict(hook=dict(warmup=0.2), schedule=False)
+    assert train(tmp_path / 'short', stop=4, epochs=10, **options) is None         # 20 iterations, of which 3 and 4
+    for epoch in (1, 2):
+        folder, start = tmp_path / str(epoch), str(tmp_path / f'short/epoch_{epoch}.pth')
+        resumed = train(folder, resume=True, load_from=start, epochs=20, **options)
+        assert resumed and 'by taylor of iterations 7 to 8' in log_of(folder)
+        summed = [row['summed'] for row in watched(resumed).rows]
+        assert max(summed) == 2 and summed.index(1) == 6 - 2 * epoch
+    with pytest.raises(ValueError, match='is of iteration 4 of a run of Pear that sums gradients from iteration 3 on, '
+                                         'and by this config these begin with iteration 1'):
+        train(tmp_path / 'less', resume=True, load_from=str(tmp_path / 'short/epoch_2.pth'), epochs=5, **options)

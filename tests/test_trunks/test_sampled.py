@@ -10,6 +10,7 @@ from torch import nn
 
 import e3va
 from e3va.cost.saved import saved_bytes
+from e3va.dmlora.method import mixtures
 from tests.conftest import (
     before_step,
     build,
@@ -127,6 +128,24 @@ def one_of_two(rank, folder):
     with mock.patch('e3va.trunks.sampled.torch.rand', lambda size: torch.tensor(0.9 * rank)):
         projected(ddp(image('vit_timm', seed=rank))).backward()         # one image of one process, none of the other
     torch.save({name: p.grad for name, p in model.named_parameters() if p.requires_grad}, folder / f'{rank}.pth')
+
+
+def test_what_the_step_did_not_draw_is_left_alone():
+    """A batch of which no image is drawn gives zero gradients to what the step would train, and none to the rest."""
+    from e3va.noah.method import SizedBottleneck, set_sizes, space_of
+    mixed, x = steady('vit_timm', 'dmlora', backward=0.25), image('vit_timm')
+    gradients = drawn(mixed, x, 0.)[1]
+    branches = [one for module in mixtures(mixed) for one in module.all]
+    held = [one for one in branches if one.grad is not None]
+    assert held and {id(one) for one in held} == {id(module.drawn) for module in mixtures(mixed)}
+    assert not any(value.any() for value in gradients.values() if value is not None)
+    noah = build('vit_timm', dict(type='NOAH', backward=0.25)).train()
+    space = space_of(noah, noah.tuning.method)
+    set_sizes(noah, dict(prompt=[5] * space.blocks, lora=[5] * space.blocks, adapter=[0] * space.blocks))
+    drawn(noah, x, 0.)
+    units = [module for module in noah.modules() if isinstance(module, SizedBottleneck)]
+    assert {bool(unit.size) for unit in units} == {True, False}
+    assert all((one.grad is not None) == bool(unit.size) for unit in units for one in unit.parameters())
 
 
 def test_two_processes(tmp_path):
