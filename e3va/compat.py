@@ -38,6 +38,7 @@ def install():
     when_imported('mmpretrain.utils.dependency', leave_out_multimodal)
     when_imported('yapf.yapflib.yapf_api', format_once)
     when_imported('mmengine.config.utils', read_metafiles_once)
+    when_imported('mmengine.config.config', write_what_is_read)
     when_imported('mmengine.logging.logger', keep_debug_quiet)
 
 
@@ -107,6 +108,16 @@ def keep_debug_quiet(module):
 def read_metafiles_once(config_utils):
     """Have mmengine keep a library's metafiles: it reads all of them, a hundred, for every `mmdet::` of a config."""
     config_utils.load = cache(config_utils.load)
+
+
+def write_what_is_read(module):
+    """Have mmengine write a config's text so that it reads the same again.
+
+    What is between double braces it takes for the name of a variable, and puts its value there before it runs the
+    file: a class that somebody has called so would be code.
+    """
+    real = module.Config.pretty_text
+    module.Config.pretty_text = property(lambda config: real.fget(config).replace('{{', '{\\x7b'), doc=real.__doc__)
 
 
 def problems():

@@ -7,8 +7,11 @@ from torch import nn
 
 
 def near(given, names, most=5):
-    """The names most like `given`, as the tail of an error message."""
-    close = difflib.get_close_matches(str(given), [str(name) for name in names], n=most, cutoff=0.4)
+    """The names most like `given`, as the tail of an error message; capitals are small letters."""
+    small = {}
+    for name in map(str, names):
+        small.setdefault(name.lower(), name)
+    close = [small[name] for name in difflib.get_close_matches(str(given).lower(), small, n=most, cutoff=0.4)]
     return f'near: {", ".join(close)}' if close else f'there are: {", ".join(map(str, list(names)[:most]))}'
 
 

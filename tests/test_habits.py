@@ -23,7 +23,7 @@ HABITS = {
             'tools/gpu_check/record.py': 'also where e3va cannot be imported',
             'tools/gpu_check/page.py': 'also where e3va cannot be imported',
             'tools/gpu_check/pictures.py': 'also where e3va cannot be imported',
-            'tools/sweep.py': 'appends to a log',
+            'tools/sweep.py': 'appends to a log', 'tools/predict.py': 'appends to a log',
             'tools/tune.py': 'appends to a log', 'tools/search.py': 'appends whole lines',
             'tools/tuning/page.py': 'into memory',
             'tools/tuning/task.py': 'into a folder that gets its name at the end',

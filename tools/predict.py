@@ -2,7 +2,8 @@
 
     python tools/predict.py work_dirs/tune/cells_detection/delta.safetensors IMAGES --out FOLDER
 
-The config is the config.py beside the delta, or --config. IMAGES are files and folders.
+The model is the one that the delta records; a config of yours, which is run as any Python file, is given by --config.
+IMAGES are files and folders.
 """
 import argparse
 import contextlib
@@ -10,17 +11,16 @@ import json
 import sys
 import tempfile
 import warnings
-from collections import Counter
 from pathlib import Path
 
-IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+IMAGES = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('delta', metavar='DELTA', help='a .safetensors of e3va')
     parser.add_argument('images', nargs='+', metavar='IMAGES', help='files and folders')
-    parser.add_argument('--config', metavar='FILE', help='default: config.py beside DELTA')
+    parser.add_argument('--config', metavar='FILE', help='default: what DELTA records')
     parser.add_argument('--out', default='predictions', metavar='FOLDER', help='default: %(default)s')
     return parser.parse_args(argv)
 
@@ -34,40 +34,71 @@ def main(argv=None):
 
 def predict(args):
     from e3va.command.checks import check_work_dir
-    from e3va.command.config import load_config
     from e3va.files.whole import write
-    delta = Path(args.delta)
-    config = Path(args.config or delta.parent / 'config.py')
-    for path, option in ((delta, 'DELTA'), (config, '--config')):
-        if not path.is_file():
-            raise ValueError(f'{option}: there is no file {path}')
-    files, left, results, names = [], [], {}, Counter()
-    for given in map(Path, args.images):
-        found = [given]
-        if given.is_dir():
-            found = sorted(path for path in given.rglob('*') if path.suffix.lower() in IMAGES)
-        if not found or not found[0].exists():
-            raise ValueError(f'{given}: there is no image')
-        files += found
+    config, out = config_of(args), Path(args.out)
+    files, left, results, names = images_of(args.images, out), [], {}, set()
     check_work_dir(args.out)
-    scope = load_config(config).default_scope
-    with (open(Path(args.out) / 'log.txt', 'w') as log, contextlib.redirect_stdout(log),
+    scope = config.default_scope
+    with (open(out / 'log.txt', 'a') as log, contextlib.redirect_stdout(log),
           warnings.catch_warnings()):
         warnings.simplefilter('ignore')                                 # what the libraries deprecate in one another
-        model = inferencer(scope, str(config), f'e3va://{delta}')
+        model = inferencer(scope, config, f'e3va://{args.delta}')
         for path in files:
             if not readable(path):
                 left.append(path)
                 continue
             with tempfile.TemporaryDirectory(dir=args.out) as part:
                 results[str(path)] = one(scope, model, path, Path(part))
-                names[path.stem] += 1                                   # of one name in several folders: 1, 1_2, 1_3
-                name = path.stem if names[path.stem] == 1 else f'{path.stem}_{names[path.stem]}'
-                results[str(path)].update(moved(Path(part), Path(args.out), name))
+                results[str(path)].update(moved(Path(part), out, fresh(path.stem, names)))
     write(Path(args.out) / 'results.json', json.dumps(results, indent=1))
     print(f'{len(results)} images: {args.out}/results.json and pictures beside it')
     for path in left:
         print(f'cannot be read, left out: {path}', file=sys.stderr)
+
+
+def config_of(args):
+    """The config of --config, or what the delta records of its own, which is read as data."""
+    from mmengine.config import Config
+
+    from e3va.command.config import load_config
+    from e3va.delta import file as delta_file
+    from e3va.delta.config import heard, whole
+    for path, option in ((args.delta, 'DELTA'), (args.config or args.delta, '--config')):
+        if not Path(path).is_file():
+            raise ValueError(f'{option}: there is no file {path}')
+    if args.config:
+        return load_config(args.config)
+    _, recorded = delta_file.read(args.delta)
+    if not recorded.get('config'):
+        raise ValueError(f'{args.delta} does not record what model it is for: give the config of its training by '
+                         '--config FILE, if you trust that: it is run as a program')
+    return Config(whole(heard(recorded['config'])))
+
+
+def images_of(given, out):
+    """The images of some files and folders, but for what lies in the folder `out`, which they must not be themselves.
+    """
+    files = []
+    for place in map(Path, given):
+        found = [place]
+        if place.is_dir():
+            found = sorted(path for path in place.rglob('*') if path.suffix.lower() in IMAGES and (
+                place.resolve() == out.resolve() or out.resolve() not in path.resolve().parents))
+        if not found or not found[0].exists():
+            raise ValueError(f'{place}: there is no image')
+        files += found
+    beside = [path for path in files if path.resolve().parent == out.resolve()]
+    if beside:
+        raise ValueError(f'--out {out}: {beside[0]} lies there, and a picture of its name would take its place; name '
+                         'another folder')
+    return files
+
+
+def fresh(name, taken):
+    """A name that is not taken yet, from now on it is: of one name in several folders 1, 1_2, 1_3."""
+    free = next(each for each in (name, *(f'{name}_{i}' for i in range(2, len(taken) + 3))) if each not in taken)
+    taken.add(free)
+    return free
 
 
 def readable(path):

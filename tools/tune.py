@@ -45,10 +45,12 @@ def parse(argv):
     args = parser.parse_args(argv)
     for name, least in (('hours', 0), ('gpu', 0), ('size', 27), ('batch', 0), ('epochs', 0)):
         value = getattr(args, name)
-        if value is not None and not value > least:
+        if value is not None and not least < value < float('inf'):
             parser.error(f'--{name} takes a number above {least}, not {value:g}')
     if bool(args.trunk) != bool(args.weights):
         parser.error('--trunk and --weights go together: a name of timm, and a file with its weights')
+    if args.weights and not Path(args.weights).is_file():
+        parser.error(f'--weights: there is no file {args.weights}')
     return args
 
 
@@ -145,18 +147,19 @@ def configure(args, found, place, out, console):
     from mmengine.config import Config
     from prepare import prepare_weights
     from tuning.choice import choose
+    from tuning.found import WRITTEN
     from tuning.task import TRUNK, config, describe
 
     from e3va.command.config import apply_method
     from e3va.cost.spec import parse as parse_method
     from e3va.files.whole import write
-    file, mark = out / 'config.py', f'# Data: {place.name}. Command: {shlex.join(["python", *sys.argv])}'
+    file, mark = out / 'config.py', f'Data: {place.name}. Command: {shlex.join(["python", *sys.argv])}'
     if file.is_file():
         text = file.read_text()
-        if place.name not in text.partition('\n\n')[0]:
+        if comment(place.name)[2:] not in text.partition('\n\n')[0]:
             raise ValueError(f'{file} is of other data; name another folder by --out, or remove that one')
         console.print(f'goes on with {file}, as it is')
-        if not text.splitlines()[1].endswith(shlex.join(sys.argv[1:])):
+        if not text.splitlines()[1].endswith(comment(shlex.join(sys.argv[1:]))[2:]):
             console.print('the command that wrote it was another one, and its choices stand: edit it, or name another '
                           'folder by --out')
         return Config.fromfile(file), [line.removeprefix('# ') for line in text.partition('\n\n')[0].splitlines()[3:]]
@@ -173,15 +176,21 @@ def configure(args, found, place, out, console):
     spec, = parse_method(choice.method)
     stock = config(found, place, choice.size, choice.batch, choice.epochs, trunk)
     task = task_file(out, found)
-    write(task, f'# {found.task} of {len(found.classes)} classes, as config.py here but for a method, written by '
-                f'tools/tune.py. Compare methods:\n# {comparing(out, found)}\n\n{stock.pretty_text}')
+    write(task, comment(f'{found.task} of {len(found.classes)} classes, as config.py here but for a method, '
+                        f'{WRITTEN}. Compare methods:', comparing(out, found)) + '\n\n' + stock.pretty_text)
     cfg = apply_method(stock, spec.method)
     cfg.pop('sweep')
-    head = [f'# {found.task} of {len(found.classes)} classes, written by tools/tune.py. Edit it and run: '
-            f'{command("train.py", file)}', mark, '#', *(f'# {line}' for line in choice.why)]
-    write(file, '\n'.join(head) + '\n\n' + cfg.pretty_text)
+    cfg.work_dir = str(out / 'again')                                   # of a training by train.py
+    head = comment(f'{found.task} of {len(found.classes)} classes, {WRITTEN}. Edit it and run: '
+                   f'{command("train.py", file)}', mark, '', *choice.why)
+    write(file, f'{head}\n\n{cfg.pretty_text}')
     console.print(f'config: {file}')
     return Config.fromfile(file), choice.why
+
+
+def comment(*lines):
+    """Lines of a config that are only read: a folder's name may have the end of a line in it, or braces."""
+    return '\n'.join(f'# {" ".join(line.splitlines())}'.rstrip().replace('{{', '{ {') for line in lines)
 
 
 def command(tool, *words):

@@ -1,7 +1,9 @@
 """What the tools share: arguments, the config they lead to, and one line instead of a traceback for bad input."""
 import argparse
 import contextlib
+import inspect
 import io
+import logging
 import os
 import sys
 import traceback
@@ -10,11 +12,19 @@ from pathlib import Path
 from urllib.error import URLError
 
 from mmengine.config import DictAction
+from mmengine.logging import print_log
+from mmengine.runner import Runner
 from rich.console import Console
 
 from ..files.checkpoint import trusting
 from ..files.whole import FULL
+from ..surgery import near
 from .config import apply_method, apply_settings, load_config, load_method
+
+# What of a config a run or a tool reads beside a Runner's own arguments.
+RUNNER = {'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval', 'find_unused_parameters',
+          'model_wrapper_cfg', 'runner_type', 'strategy', 'sweep', 'sync_bn', 'test_pipeline', 'tta_model',
+          'tta_pipeline'}
 
 
 class Options(DictAction):
@@ -89,7 +99,20 @@ def read_config(args):
 
 
 def override(cfg, options):
-    """`cfg` with the settings of --cfg-options."""
+    """`cfg` with the settings of --cfg-options.
+
+    ValueError for a first key that nothing reads; one that is a variable of the config's file is said to change
+    nothing.
+    """
+    read = RUNNER | set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
+    for first in dict.fromkeys(key.partition('.')[0] for key in options or ()):
+        if first not in read and first not in cfg:
+            raise ValueError(f'--cfg-options {first}: a run reads no such key; {near(first, sorted(read))}. Options of '
+                             'a method are model.backbone.method.NAME')
+        if first not in read:
+            print_log(f'--cfg-options {first} changes nothing: it is a variable of the file, read while that was. Set '
+                      f'what it is for, e.g. one of {", ".join(sorted(read & set(cfg))[:4])}', 'current',
+                      logging.WARNING)
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError) as error:

@@ -52,6 +52,16 @@ def plain(value):
     return value
 
 
+def whole(cfg):
+    """What `heard` gives as the dict of a config, for the libraries' inferencers; it names no data."""
+    pipeline = plain(cfg.pipeline)
+    kind = dict(type='BaseDetDataset') if cfg.scope == 'mmdet' else {}  # of which DetInferencer asks the colours
+    drawn = dict(mmdet='DetLocalVisualizer', mmseg='SegLocalVisualizer').get(cfg.scope)
+    return dict(default_scope=cfg.scope, model=plain(cfg.model), test_pipeline=pipeline,
+                test_dataloader=dict(dataset=dict(kind, pipeline=pipeline)),
+                **(dict(visualizer=dict(type=drawn, vis_backends=[])) if drawn else {}))
+
+
 def heard(text):
     """The config that a delta tells, ConfigDict(scope, model, pipeline); ValueError for none that may be built."""
     try:

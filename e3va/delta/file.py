@@ -94,6 +94,9 @@ def check(meta):
                 and entry[0] in BITS[:-1] and min(entry) > 0):
             raise ValueError(f'packed: {name} is {str(entry):.80} and not its bits and shape')
     dataset_meta = expect('dataset_meta', meta.get('dataset_meta') or {}, dict)
+    if isinstance(dataset_meta.get('palette'), list):                   # JSON has no tuples, and mmdet draws by these
+        dataset_meta = dict(dataset_meta, palette=[tuple(one) if isinstance(one, list) else one
+                                                   for one in dataset_meta['palette']])
     for name in ('config', 'commit'):
         expect(name, meta.get(name), (str, type(None)))
     return dict(meta, trunks=trunks, packed=packed, dataset_meta=dataset_meta)

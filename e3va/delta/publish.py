@@ -1,5 +1,6 @@
 """A folder of a delta that a hub takes: the file, its config, a model card with what was measured, a metafile."""
 import os
+import pprint
 
 import yaml
 
@@ -7,10 +8,12 @@ from ..files.checkout import commit
 from ..files.whole import write
 from . import file as delta_file
 from .address import NAME
-from .config import heard
+from .config import heard, whole
 
 LIBRARIES = dict(mmdet=('object-detection', 'mmdetection'), mmseg=('image-segmentation', 'mmsegmentation'),
                  mmpretrain=('image-classification', 'mmpretrain'))
+CONFIG = f'# The config that {NAME} belongs to, as the delta records it; it names no data.'     # its first line
+CARD = '---\nlibrary_name: e3va\n'
 USE = dict(
     mmdet="from mmdet.apis import DetInferencer\n\nDetInferencer('config.py', 'e3va://FOLDER')('IMAGE.jpg')",
     mmseg="from mmseg.apis import MMSegInferencer\n\nMMSegInferencer('config.py', 'e3va://FOLDER')('IMAGE.jpg')",
@@ -41,12 +44,7 @@ def publish(path, out, results=(), name=None):
     with open(path, 'rb') as file:
         files = {NAME: file.read()}
     if cfg is not None:
-        from mmengine.config import Config
-        whole = dict(default_scope=cfg.scope, model=cfg.model.to_dict(), test_pipeline=[
-            dict(step) for step in cfg.pipeline])
-        whole['test_dataloader'] = dict(dataset=dict(pipeline=whole['test_pipeline']))
-        files['config.py'] = (f'# The config that {NAME} belongs to, as the delta records it; it names no data.\n'
-                              + Config(whole).pretty_text)
+        files['config.py'] = f'{CONFIG}\n{text_of(whole(cfg))}'
     files['README.md'] = card(name, path, meta, record, cfg, counts, results)
     files['metafile.yml'] = yaml.safe_dump(dict(Models=[dict({
         'Name': name, 'Config': 'config.py' if cfg is not None else None, 'Weights': NAME,
@@ -54,9 +52,27 @@ def publish(path, out, results=(), name=None):
                      'Bytes': os.path.getsize(path)},
         'Results': [{'Task': row.get('task'), 'Metrics': {row['metric']: row['value']}} for row in results] or None})]),
         sort_keys=False)
+    for file, first in (('README.md', CARD), ('config.py', CONFIG)):
+        if not begins(os.path.join(out, file), first):
+            raise ValueError(f'{os.path.join(out, file)} is there and of something else: name another folder')
     for file, content in files.items():
         write(os.path.join(out, file), content)
     return list(files)
+
+
+def begins(path, text):
+    """Whether a file begins with a text, if it is there."""
+    try:
+        with open(path, 'rb') as file:
+            return file.read(len(text.encode())) == text.encode()
+    except FileNotFoundError:
+        return True
+
+
+def text_of(values):
+    """A config's text: every key and value as Python writes it, as they are a stranger's (see `compat`)."""
+    return ''.join(f'{key} = {pprint.pformat(value, width=116, sort_dicts=False)}\n'.replace('{{', '{\\x7b')
+                   for key, value in values.items())
 
 
 def card(name, path, meta, record, cfg, counts, results):
@@ -96,4 +112,7 @@ def card(name, path, meta, record, cfg, counts, results):
               'where the table says, or given: `e3va://FOLDER?base=FILE`.', '', '```python', 'import e3va']
     lines += [USE[cfg.scope] if cfg is not None else "e3va.load_delta(model, 'FOLDER')  # a model tuned the same way"]
     lines += ['```', '']
+    if cfg is not None:
+        lines += ['`config.py` is a program, as any config; tools/predict.py of e3va, its server and `e3va://` do '
+                  'without it.', '']
     return '\n'.join(lines)

@@ -51,6 +51,13 @@ def replacing(path):
                         ) from error
 
 
+def spare(path, *read):
+    """ValueError where the file `path`, to be written, is one of those that are `read`."""
+    for other in read:
+        if other and os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other):
+            raise ValueError(f'{path} is to be written, and {other} is the same file, which is read: name another one')
+
+
 def write(path, content):
     """Have `content`, a text or bytes, in the file `path` whole, or leave that as it was; see `replacing`."""
     with replacing(path) as file:

@@ -149,7 +149,7 @@ class LoRA(Method):
         super().__init__(train_out_norms)
         self.rank = integer('rank', rank)
         self.blocks = blocks if blocks is None else integer('blocks', blocks)
-        self.alpha = rank if alpha is None else alpha
+        self.alpha = rank if alpha is None else number('alpha', alpha)
         self.roles, self.targets = places(roles, targets)
         self.bits = choice('bits', integer('bits', bits), BITS)
         self.dropout = number('dropout', (0. if bits == 32 else 0.1) if dropout is None else dropout, 0, 1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from mmengine.logging import print_log
 
 from ..files.checkpoint import CodeInside, read_checkpoint, recorded_config
+from ..loading import shorten
 
 TIME = '%Y%m%d_%H%M%S'                                                  # as mmengine records when it saved
 
@@ -93,6 +94,18 @@ def check_resumable(path, cfg):
     if theirs is not None and kind(theirs) != kind(ours):
         raise ValueError(f'--resume: {path} is of a run with {name(theirs)}, and this one is with {name(ours)}: resume '
                          'with the same method, or start from its weights by --cfg-options load_from=FILE')
+    theirs, ours = classes_of((checkpoint or {}).get('meta'), 'dataset_meta'), classes_of(
+        (cfg.get('train_dataloader') or {}).get('dataset'), 'metainfo')
+    if None not in (theirs, ours) and theirs != ours:
+        raise ValueError(f'--resume: {path} is of a run on the classes {shorten(theirs, 5)}, and this one is on '
+                         f'{shorten(ours, 5)}: name another --work-dir, or start from its weights by --cfg-options '
+                         'load_from=FILE')
+
+
+def classes_of(holder, key):
+    """The classes that a data set's settings, or what a checkpoint says of it, name one by one; else None."""
+    classes = ((holder.get(key) if isinstance(holder, dict) else None) or {}).get('classes')
+    return list(map(str, classes)) if isinstance(classes, (list, tuple)) else None
 
 
 def method_of(checkpoint):

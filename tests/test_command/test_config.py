@@ -130,11 +130,11 @@ def test_nothing_to_tune(model, says):
 
 
 def test_options_come_last():
-    cfg = parse(RETINANET, '--method', 'lora', '--cfg-options', 'model.backbone.method.rank=3', 'a="[1,2]"')
-    assert cfg.model.backbone.method.rank == 3 and cfg.a == [1, 2]
+    cfg = parse(RETINANET, '--method', 'lora', '--cfg-options', 'model.backbone.method.rank=3', 'custom_hooks="[1,2]"')
+    assert cfg.model.backbone.method.rank == 3 and cfg.custom_hooks == [1, 2]
 
 
-@pytest.mark.parametrize('option', ['model', 'model.backbone.depths.9=1'])
+@pytest.mark.parametrize('option', ['model', 'model.backbone.depths.9=1', 'optim_wraper.optimizer.lr=7.', 'rank=16'])
 def test_wrong_options(option, capsys):
     with pytest.raises((ValueError, SystemExit)) as error:
         parse(RETINANET, '--cfg-options', option)
@@ -424,3 +424,22 @@ def test_cost_of_a_config_of_classes(new_style):
     from e3va.cost.spec import make, stock, tuned
     cfg = load_config(new_style / 'tuned.py')
     assert tuned(stock(cfg), make('fixed', [])).model.backbone.trunk == 'mmpretrain.VisionTransformer'
+
+
+def test_a_variable_of_the_file_changes_nothing(tmp_path, capsys):
+    (tmp_path / 'mine.py').write_text(f"_base_ = '{RETINANET}'\nepochs = 3\n")
+    parse(str(tmp_path / 'mine.py'), '--cfg-options', 'epochs=9')
+    assert '--cfg-options epochs changes nothing: it is a variable of the file' in ''.join(capsys.readouterr())
+
+
+NAMES = ('{{$HOME:a}}', "{{$NO_SUCH:x', open('made', 'w'), '}}", '{{{fileDirname}}}', 'a{{ b', '{{$X:(}}',
+         "it's \\{{q}}")
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_config_is_written_so_that_it_reads_the_same(name, tmp_path, monkeypatch):
+    """What somebody calls a class stays a text, whatever mmengine takes double braces for."""
+    monkeypatch.chdir(tmp_path)
+    Config(dict(classes=(name, 'b'), model=dict(type='A', name=name))).dump('config.py')
+    again = Config.fromfile('config.py')
+    assert again.classes == (name, 'b') and again.model.name == name and not Path('made').exists()

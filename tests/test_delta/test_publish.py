@@ -1,5 +1,6 @@
 """Folders for a hub, half precision, averaged weights: what a delta keeps and what is said of it."""
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from mmengine.runner import CheckpointLoader
 import e3va
 from e3va.delta import file as delta_file
 from e3va.delta.extract import rounded
+from e3va.delta.publish import text_of
 from e3va.trunks.mapped import sharing
 from tests.conftest import METHODS, build, stir, tool
 from tests.test_serve.models import CLASSES, base, make
@@ -105,3 +107,31 @@ def test_swin_l_without_a_head_is_small(tmp_path):
         method=tuned.tuning.method.config, base=None, dataset_meta={}, trunk=dict(
             type='SwinTransformer', prefix='', sha256='0' * 64, config=tuned.tuning.config)))
     assert (tmp_path / 'delta.safetensors').stat().st_size <= 7.3e6
+
+
+def test_a_strangers_names_stay_texts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    evil = "', open('made', 'w'), '"
+    values = dict(default_scope='mmdet', model={'type': 'A', evil: [{evil: '{{$NO:' + evil + '}}'}]}, test_pipeline=[])
+    Path('config.py').write_text(text_of(values))
+    again = Config.fromfile('config.py')
+    assert again.model.to_dict() == values['model'] and not Path('made').exists()
+
+
+def test_what_is_there_stays(made, tmp_path):
+    """A folder with another README, or the config of a training; an output that is an input."""
+    (tmp_path / 'out').mkdir()
+    for name in ('README.md', 'config.py'):
+        (tmp_path / 'out' / name).write_text('mine')
+        with pytest.raises(SystemExit):
+            tool('model_converters/publish_delta.py').main([str(made[0]), str(tmp_path / 'out')])
+        assert [path.read_text() for path in (tmp_path / 'out').iterdir()] == ['mine']
+        (tmp_path / 'out' / name).unlink()
+    delta = tmp_path / 'delta.safetensors'
+    delta.write_bytes(Path(made[0]).read_bytes())
+    before = delta.read_bytes()
+    with pytest.raises(SystemExit):
+        tool('model_converters/merge_delta.py').main([str(delta), str(delta)])
+    with pytest.raises(SystemExit):
+        tool('model_converters/publish_delta.py').main(['config.py', str(delta), str(delta)])
+    assert delta.read_bytes() == before

@@ -12,6 +12,7 @@ import e3va
 from tests.conftest import tool
 
 tune, predict, delta = tool('tune.py'), tool('predict.py'), tool('misc/delta.py')
+publish = tool('model_converters/publish_delta.py')
 
 from tuning import choice, found, task  # noqa: E402  tune.py has put tools/ on the path
 
@@ -415,6 +416,9 @@ def test_a_run(tmp_path, monkeypatch, capsys, weights, write, task):
     for name in ('picture', *['map'] * (task == 'semantic')):           # two files of one name have each their own
         places = {told[name] for told in results.values()}
         assert len(places) == 2 and all(Path('found', place).is_file() for place in places)
+    publish.main(['out/delta.safetensors', 'hub'])
+    predict.main(['hub/delta.safetensors', str(image), '--out', 'again', '--config', 'hub/config.py'])
+    assert json.loads(Path('again/results.json').read_text())[str(image)] == results[str(image)]
     with e3va.serve.Server() as server:                                 # by the delta alone
         server.add('mine', 'out/delta.safetensors')
         sample = server(str(image), 'mine')
@@ -508,3 +512,189 @@ def test_the_ladder(tmp_path, monkeypatch):
     assert choice.fit(got, place, trunk, 128, peaks['lora'], given)[0] == 'lora'
     assert choice.fit(got, place, trunk, 128, peaks['lora'] - 1, given)[0] == 'lora:gelu=int8,inputs=int8'
     assert choice.fit(got, place, trunk, 128, min(peaks.values()) - 1, given) is None
+
+
+def as_published(folder, count=8):
+    """COCO's own layout: instances and keypoints of the same images."""
+    as_coco(folder, count)
+    content = json.loads((folder / 'boxes.json').read_text())
+    (folder / 'boxes.json').rename(folder / 'instances_train2017.json')
+    (folder / 'person_keypoints_train2017.json').write_text(json.dumps(dict(
+        content, annotations=content['annotations'][::2])))
+
+
+def test_images_in_two_json_files(tmp_path):
+    """An image is taken once: instances before keypoints, splits before all of them; else it is said."""
+    as_published(tmp_path / 'published')
+    got = found.find(tmp_path / 'published')
+    assert len(got.items) == len({item.image for item in got.items}) == 8
+    assert all(len(item.boxes) == 1 for item in got.items)
+    assert any('JSON left out, as another one is of the same images' in what for what in got.wrong)
+    place = tmp_path / 'split'
+    as_coco(place, 12)
+    content = json.loads((place / 'boxes.json').read_text())
+    for name, part in (('train', range(8)), ('val', range(8, 12))):
+        (place / f'{name}.json').write_text(json.dumps(dict(
+            content, **{key: [content[key][i] for i in part] for key in ('images', 'annotations')})))
+    got = found.find(place)
+    assert [len(got.split(name)) for name in ('train', 'val', 'test')] == [8, 4, 0]
+    (place / 'more_train.json').write_text((place / 'train.json').read_text())
+    with pytest.raises(ValueError, match=r'both say what is on 8 images, e.g. .*: keep one'):
+        found.find(place)
+
+
+def test_a_perfect_model_has_an_ap_of_one(tmp_path):
+    """By pycocotools, on the file that the libraries read: an object with number 0 would never be found."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+    as_coco(tmp_path / 'data', 12)
+    got = found.find(tmp_path / 'data')
+    truth = COCO(str(task.prepare_data(got, tmp_path / 'cache') / 'train.json'))
+    scored = COCOeval(truth, truth.loadRes([dict(entry, score=0.9) for entry in truth.dataset['annotations']]), 'bbox')
+    scored.evaluate(), scored.accumulate(), scored.summarize()
+    assert scored.stats[0] == pytest.approx(1)
+
+
+def test_what_a_model_found_is_no_data(tmp_path):
+    """The folder of an earlier run within the data, by the first line of its config."""
+    as_folders(tmp_path, 12)
+    before = found.find(tmp_path)
+    picture(tmp_path / 'out/now_0.jpg', 3), picture(tmp_path / 'out/run/a/0.jpg', 4)
+    assert found.find(tmp_path).classes != before.classes
+    (tmp_path / 'out/config.py').write_text(f'# detection of 2 classes, {found.WRITTEN}. Edit it\n')
+    got = found.find(tmp_path)
+    assert got.classes == before.classes and len(got.items) == len(before.items)
+
+
+def test_masks_beside_the_images_of_a_class(tmp_path):
+    as_folders(tmp_path, 8)
+    before = found.find(tmp_path)
+    for item in before.items[:5]:
+        picture(item.image.with_name(f'{item.image.stem}_mask.png'), 9)
+    got = found.find(tmp_path)
+    assert {item.image for item in got.items} == {item.image for item in before.items}
+    assert sum(len(places) for what, places in got.wrong.items() if what.startswith('mask beside its image')) == 5
+
+
+def test_class_folders_with_a_mask_s_letters(tmp_path):
+    """`length` has `gt` in it."""
+    for kind in ('length', 'width'):
+        for i in range(8):
+            picture(tmp_path / kind / f'{i}.png', i + 10 * (kind == 'width'))
+    assert found.find(tmp_path).task == 'classification'
+
+
+def test_files_that_are_not_read(tmp_path):
+    as_folders(tmp_path, 8)
+    one = next(tmp_path.rglob('*.png')).parent
+    (one / 'a.gif').write_bytes(b'GIF89a')
+    (one / 'b.png').symlink_to(tmp_path / 'gone.png')
+    wrong = found.find(tmp_path).wrong
+    assert [len(wrong[what]) for what in ('image of a kind that is not read, convert it to PNG',
+                                          'link to an image that is not there')] == [1, 1]
+
+
+def test_two_years_of_voc(tmp_path):
+    """Their lists of one name are one; trainval is train but for val."""
+    for year, first in (('2007', 0), ('2012', 20)):
+        as_voc(tmp_path / f'VOC{year}', 12)
+        for path in [*(tmp_path / f'VOC{year}').rglob('*.xml'), *(tmp_path / f'VOC{year}').rglob('*.png')]:
+            path.rename(path.with_name(f'{year}_{path.name}'))
+        main = tmp_path / f'VOC{year}/ImageSets/Main'
+        main.mkdir(parents=True)
+        (main / 'trainval.txt').write_text('\n'.join(f'{year}_{i}' for i in range(10)))
+        (main / 'val.txt').write_text('\n'.join(f'{year}_{i}' for i in range(6, 10)))
+        (main / 'test.txt').write_text('\n'.join(f'{year}_{i}' for i in range(10, 12)))
+    for path in tmp_path.rglob('*.xml'):
+        path.write_text(path.read_text().replace('<filename>', f'<filename>{path.name[:5]}'))
+    got = found.find(tmp_path)
+    assert [len(got.split(name)) for name in ('train', 'val', 'test')] == [12, 8, 4]
+
+
+def test_poses_and_pixels_of_yolo(tmp_path):
+    """A line of keypoints is no outline, and pixels are no shares."""
+    as_yolo(tmp_path / 'poses', 12)
+    for path in (tmp_path / 'poses').rglob('labels/*.txt'):
+        path.write_text(''.join(f'{line} 0.5 0.5 0.1 0.1\n' for line in path.read_text().splitlines() if line))
+    boxes = found.find(tmp_path / 'poses').items[0].boxes
+    (tmp_path / 'poses/data.yaml').write_text('names: [red, orange]\nkpt_shape: [2, 2]\n')
+    got = found.find(tmp_path / 'poses')
+    assert got.items[0].boxes != boxes and not any(box.get('outline') for item in got.items for box in item.boxes)
+    assert 'poses, of which the boxes are taken' in got.wrong
+    as_yolo(tmp_path / 'pixels', 12)
+    for path in (tmp_path / 'pixels').rglob('labels/*.txt'):
+        path.write_text('0 10 10 30 30\n')
+    with pytest.raises(ValueError, match="line that is not YOLO's"):
+        found.find(tmp_path / 'pixels')
+
+
+@pytest.mark.parametrize('size', [(7, 5), (48, 64), (1, 300)])
+def test_packed_run_lengths(size):
+    """Against pycocotools' own encoding; what is none of an image of this size is no outline."""
+    from pycocotools import mask as rle
+    for seed in range(20):
+        drawn = np.random.default_rng(seed).random(size) < (seed + 1) / 22
+        packed = rle.encode(np.asfortranarray(drawn.astype(np.uint8)))
+        text = packed['counts'].decode()
+        outline = dict(counts=text, size=list(size))
+        assert found.runs(text) == size[0] * size[1] and found.drawable(outline, size[::-1]) == outline
+        assert found.drawable(dict(outline, counts=text[:-1]), size[::-1]) is None
+    for counts in ('garbage!!', '0', '', [-5, size[0] * size[1] + 5], ['a'], None, [1.5]):
+        assert found.drawable(dict(counts=counts, size=list(size)), size[::-1]) is None
+
+
+@pytest.mark.parametrize('odd', [dict(image_id=[1]), dict(id=dict(a=1)), dict(category_id=[7])])
+def test_json_with_lists_for_names(tmp_path, odd):
+    as_coco(tmp_path / 'data')
+    content = json.loads((tmp_path / 'data/boxes.json').read_text())
+    content['annotations' if 'id' not in odd else 'images'][0].update(odd)
+    (tmp_path / 'data/boxes.json').write_text(json.dumps(content))
+    try:
+        found.find(tmp_path / 'data')
+    except ValueError as error:
+        assert 'JSON that is not as COCO has it' in str(error)
+
+
+def test_predict_keeps_what_is_there(tmp_path, monkeypatch):
+    """Not into the folder of the images; pictures of former predictions are no images; each has a name of its own."""
+    monkeypatch.chdir(tmp_path)
+    for name in ('a/1.png', 'b/1.png', 'c/1_2.png', 'out/1.png'):
+        picture(Path(name), 3)
+    with pytest.raises(ValueError, match='lies there, and a picture of its name would take its place'):
+        predict.images_of(['out/1.png'], Path('out'))
+    with pytest.raises(ValueError, match='lies there'):
+        predict.images_of(['a'], Path('b/../a'))
+    files, names = predict.images_of(['.'], Path('out')), set()
+    assert [str(path) for path in files] == ['a/1.png', 'b/1.png', 'c/1_2.png']
+    assert [predict.fresh(path.stem, names) for path in files] == ['1', '1_2', '1_2_2']
+
+
+EVIL = "x\nopen('made', 'w')#{{$NO:', open('made', 'w'), '}}"
+
+
+def test_names_run_nothing(tmp_path, monkeypatch, weights):
+    """Those of the folder and of a class, in what is written and read again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('E3VA_CACHE', str(tmp_path / 'cache'))
+    place = tmp_path / EVIL.replace('/', '')
+    for split, count in (('train/', 8), ('val/', 4)):
+        as_coco(place / split, count)
+        for path in (place / split).rglob('*.json'):
+            path.write_text(path.read_text().replace('"red"', json.dumps(EVIL)))
+    tune.main([str(place), '--plan', '--trunk', 'test_vit', '--weights', str(weights), '--epochs', '1', '--size', '64',
+               '--batch', '4', '--method', 'fixed', '--out', 'out'])
+    from e3va.command.config import load_config
+    for path in Path('out').glob('*.py'):
+        assert EVIL in load_config(path).train_dataloader.dataset.metainfo.classes
+    tune.main([str(place), '--plan', '--out', 'out'])                   # as it is
+    assert not Path('made').exists()
+
+
+def test_predict_runs_no_config_beside_a_delta(tmp_path, capsys):
+    from e3va.delta import file as delta_file
+    (tmp_path / 'config.py').write_text(f"open({str(tmp_path / 'made')!r}, 'w')\n")
+    delta_file.write(tmp_path / 'delta.safetensors', dict(a=torch.zeros(1)), dict(config=None))
+    picture(tmp_path / 'images/0.png', 0)
+    with pytest.raises(SystemExit):
+        predict.main([str(tmp_path / 'delta.safetensors'), str(tmp_path / 'images'), '--out', str(tmp_path / 'out')])
+    assert not (tmp_path / 'made').exists() and 'error: ' in capsys.readouterr().err

@@ -129,6 +129,19 @@ def test_another_method(tmp_path):
     check_resumable(path, Config(dict(model=dict(backbone=dict(method=dict(type='e3va.LoRA', rank=4))))))
 
 
+def test_other_classes(tmp_path):
+    """A folder of runs may have one of other data in it, of the same method and shapes."""
+    path = tmp_path / 'epoch_1.pth'
+    torch.save(dict(meta=dict(dataset_meta=dict(classes=('red', 'blue'))), state_dict={}, optimizer={}), path)
+
+    def cfg(**metainfo):
+        return Config(dict(model={}, train_dataloader=dict(dataset=dict(metainfo=metainfo))))
+    for fits in (cfg(classes=['red', 'blue']), cfg(), cfg(classes='names.txt'), Config(dict(model={}))):
+        check_resumable(str(path), fits)
+    with pytest.raises(ValueError, match='is of a run on the classes red, blue, and this one is on blue, red: name an'):
+        check_resumable(str(path), cfg(classes=('blue', 'red')))
+
+
 def test_weights_alone(tmp_path):
     path = save(tmp_path / 'weights.pth', 10, optimizer=None)
     with pytest.raises(ValueError, match='holds meta, state_dict, message_hub and no state of an optimizer'):

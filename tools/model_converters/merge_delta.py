@@ -11,7 +11,7 @@ import torch
 from e3va.command.line import one_line_errors, trust_option
 from e3va.delta.scheme import whole_checkpoint
 from e3va.files.checkpoint import trusting
-from e3va.files.whole import replacing
+from e3va.files.whole import replacing, spare
 
 
 def main(argv=None):
@@ -22,6 +22,7 @@ def main(argv=None):
     parser.add_argument('--stock', action='store_true', help='fold the delta into the stock layers')
     args = trust_option(parser).parse_args(argv)
     with one_line_errors(), trusting(args.trust_checkpoint):
+        spare(args.out, args.delta, args.base)
         checkpoint = whole_checkpoint(args.delta, args.base, merged=args.stock)
         with replacing(args.out) as file:
             torch.save(checkpoint, file)

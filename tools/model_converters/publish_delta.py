@@ -15,6 +15,7 @@ from e3va.command import rows
 from e3va.command.line import config_parser, one_line_errors, read_config, trust_option
 from e3va.delta.publish import publish
 from e3va.files.checkpoint import trusting
+from e3va.files.whole import spare
 from e3va.loading import demand
 from e3va.tuned import tuned_trunks
 
@@ -33,6 +34,9 @@ def main(argv=None):
     with one_line_errors(), trusting(args.trust_checkpoint):
         from mmengine.registry import MODELS, init_default_scope
         from mmengine.runner import load_checkpoint
+        spare(args.out, args.checkpoint, args.config)
+        if not args.out.endswith('.safetensors'):
+            raise ValueError(f'{args.out}: a delta is a .safetensors; name it so')
         cfg = read_config(args)
         if not os.path.isfile(args.checkpoint):
             raise ValueError(f'there is no checkpoint {args.checkpoint}')

@@ -21,11 +21,15 @@ import numpy as np
 import yaml
 from PIL import Image
 
-IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+IMAGES = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.tif', '.tiff', '.webp')
+OTHERS = ('.gif', '.heic', '.heif', '.avif', '.jp2', '.jxl', '.dng', '.cr2', '.nef', '.arw', '.dcm', '.svg')
 SPLITS = dict(train=('train', 'training'), val=('val', 'valid', 'validation', 'dev'), test=('test', 'testing'))
 TASKS = ('detection', 'instance', 'semantic', 'classification')
 SHARES = dict(train=0.7, val=0.85, test=1.)             # up to which of 0 to 1 a hash belongs to a split
+CLASSES = 10000                                         # YOLO numbers its classes: one of more is none
+PIXELS = 0.5                                            # YOLO's shares beyond the image by more are none
 IGNORED = 255                                           # a mask's value where nothing is said
+WRITTEN = 'written by tools/tune.py'                    # in the first line of a config of its own
 DARK = 32                                               # an image of no brighter pixel shows nothing to a model
 
 
@@ -84,12 +88,18 @@ def find(folder, task=None):
         raise ValueError(f'{folder} is a file: give the folder that it lies in, or unpack it')
     if not folder.is_dir():
         raise ValueError(f'there is no folder {folder}')
-    paths = files_below(folder)
+    every = files_below(folder)
+    paths = [path for path in every if path.is_file()]
     images = [path for path in paths if path.suffix.lower() in IMAGES]
+    unread = {}                                                         # what keeps files from being read
+    for path in every:
+        if path.suffix.lower() in OTHERS and path.is_file():
+            note(unread, 'image of a kind that is not read, convert it to PNG', path)
+        elif path.suffix.lower() in IMAGES and not path.is_file():
+            note(unread, 'link to an image that is not there', path)
     if not images:
-        raise ValueError(f'{folder} holds no image ({", ".join(IMAGES)})')
+        raise ValueError(f'{folder} holds no image ({", ".join(IMAGES)}){"; " * bool(unread)}{complaints(unread)}')
     others = {}                                                         # formats that are there and for other tasks
-    unread = {}                                                         # and what keeps files from being one
     for read in (coco, voc, yolo, masks, folders):
         wrong = dict(unread)
         read_as = read(folder, paths, images, wrong)
@@ -124,14 +134,29 @@ def find(folder, task=None):
 
 
 def files_below(folder):
-    """All files below a folder but hidden ones; links to folders are followed, but for those that lead in a circle."""
+    """All files below a folder, links to nothing too, but hidden ones and what tune.py has written itself.
+
+    Links to folders are followed, but for those that lead in a circle.
+    """
     out = []
     for place, folders, names in os.walk(folder, followlinks=True):
         above = {os.path.realpath(each) for each in (place, *Path(place).parents)}
         folders[:] = [name for name in folders
                       if not name.startswith('.') and os.path.realpath(os.path.join(place, name)) not in above]
+        if 'config.py' in names and written_here(Path(place, 'config.py')):
+            folders.clear()
+            continue
         out += [Path(place, name) for name in names if not name.startswith('.')]
-    return sorted(path for path in out if path.is_file())
+    return sorted(out)
+
+
+def written_here(path):
+    """Whether tune.py wrote a file: pictures beside it are what a model found."""
+    try:
+        with open(path, 'rb') as file:
+            return WRITTEN.encode() in file.readline(4096)
+    except OSError:
+        return False
 
 
 def note(wrong, what, where):
@@ -210,7 +235,7 @@ def coco(folder, paths, images, wrong):
         if path.suffix.lower() == '.json':
             try:
                 content = json.loads(path.read_bytes())
-            except ValueError:
+            except (ValueError, RecursionError):
                 note(wrong, 'unreadable JSON', path)
                 continue
             if isinstance(content, dict) and {'images', 'annotations', 'categories'} <= set(content):
@@ -220,7 +245,7 @@ def coco(folder, paths, images, wrong):
                     contents[path] = content
     if not contents:
         return None
-    index, items, classes = Index(folder, images), [], []
+    index, items, classes = Index(folder, images), {}, []
     for content in contents.values():
         classes += [str(item['name']) for item in content['categories'] if str(item['name']) not in classes]
     outlines = False
@@ -236,7 +261,9 @@ def coco(folder, paths, images, wrong):
             image = index.find([entry.get('file_name', '')], path, wrong)
             if image is None:
                 continue
-            item = Item(image, split_of(path, folder), boxes=[], told=(entry.get('width'), entry.get('height')))
+            here = items.setdefault(path, {})
+            item = here.setdefault(image, Item(image, split_of(path, folder), boxes=[],
+                                               told=(entry.get('width'), entry.get('height'))))
             for given in of[entry.get('id')]:
                 try:
                     left, top, width, height = map(float, given.get('bbox') or ())
@@ -247,22 +274,53 @@ def coco(folder, paths, images, wrong):
                 outlines |= bool(given.get('segmentation'))
                 item.boxes.append(dict(label=label, box=[left, top, width, height], crowd=bool(given.get('iscrowd')),
                                        outline=given.get('segmentation')))
-            items.append(item)
-    return 'COCO', ('detection', 'instance') if outlines else ('detection', ), classes, items
+    kept = once_each(items, folder, wrong)
+    return ('COCO', ('detection', 'instance') if outlines else ('detection', ), classes,
+            [item for path in kept for item in items[path].values()])
+
+
+def once_each(items, folder, wrong):
+    """The JSON files to take, so that each image is in one: of COCO's own `instances`, and splits before all of them.
+
+    Args:
+        items (dict): {file: {image: item}}.
+
+    Raises:
+        ValueError: two other files that say what is on the same images.
+    """
+    kept = []
+    for path in sorted(items, key=lambda path: (not path.stem.startswith('instances'),
+                                                split_of(path, folder) is None, path)):
+        other, same = next(((other, same) for other in kept if (same := set(items[path]) & set(items[other]))),
+                           (None, ()))
+        if not same:
+            kept.append(path)
+        elif (other.stem.startswith('instances') > path.stem.startswith('instances')
+              or split_of(path, folder) is None and split_of(other, folder)):
+            note(wrong, f'JSON left out, as another one is of the same images ({other.name})', path)
+        else:
+            raise ValueError(f'{other} and {path} both say what is on {len(same)} images, e.g. {min(same)}: keep one')
+    return kept
 
 
 def is_coco(content):
     """Whether what a JSON file has under COCO's three keys are lists of dicts, and the categories have names."""
     lists = [content[key] for key in ('images', 'annotations', 'categories')]
-    return (all(isinstance(each, list) and all(isinstance(item, dict) for item in each) for each in lists)
+    if not all(isinstance(each, list) and all(isinstance(item, dict) for item in each) for each in lists):
+        return False
+    named = [item.get(key) for each, key in zip(lists, ('id', 'image_id', 'id')) for item in each]
+    return (all(isinstance(name, (int, float, str, type(None))) for name in named)
             and all({'id', 'name'} <= set(item) for item in content['categories']))
 
 
 def voc(folder, paths, images, wrong):
     """An XML file an image; `ImageSets/Main/*.txt` say the splits, else folders."""
     files = [path for path in paths if path.suffix.lower() == '.xml']
-    lists = {path.stem: set(line.split()[0] for line in lines_of(path) if line)
-             for path in paths if path.suffix == '.txt' and path.parent.name == 'Main' and path.stem in SPLITS}
+    lists = {name: set() for name in (*SPLITS, 'trainval')}             # of several years together
+    for path in paths:
+        if path.suffix == '.txt' and path.parent.name == 'Main' and path.stem in lists:
+            lists[path.stem] |= {line.split()[0] for line in lines_of(path) if line}
+    lists['train'] |= lists.pop('trainval') - lists['val']
     index, items, names = Index(folder, images), [], []
     for path in files:
         try:
@@ -278,7 +336,7 @@ def voc(folder, paths, images, wrong):
         if image is None:
             continue
         split = next((split for split, stems in lists.items() if path.stem in stems), None)
-        if lists and split is None:
+        if any(lists.values()) and split is None:
             note(wrong, 'image in no list of ImageSets/Main', image)
             continue
         item = Item(image, split or split_of(path.parent, folder), boxes=[], told=told)
@@ -298,6 +356,7 @@ def voc(folder, paths, images, wrong):
 def yolo(folder, paths, images, wrong):
     """A txt file an image: `class x y width height` as shares of the image, or a class and an outline."""
     index, items, most, outlines = Index(folder, images), [], -1, False
+    names, points = yolo_says(paths, wrong)
     stems = {composed(path.stem) for path in images}
     files = [path for path in paths if path.suffix.lower() == '.txt' and composed(path.stem) in stems]
     for path in files:
@@ -309,7 +368,12 @@ def yolo(folder, paths, images, wrong):
             for line in filter(None, lines_of(path)):
                 label, *numbers = line.split()
                 label, numbers = float(label), [float(number) for number in numbers]
-                if label < 0 or label % 1 or len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
+                numbers = numbers[:4] if points else numbers
+                if not 0 <= label < CLASSES or label % 1:
+                    raise ValueError(line)
+                if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
+                    raise ValueError(line)
+                if not all(-PIXELS <= number <= 1 + PIXELS for number in numbers):
                     raise ValueError(line)
                 item.boxes.append(dict(label=int(label), shares=numbers, crowd=False))
         except ValueError:
@@ -325,13 +389,16 @@ def yolo(folder, paths, images, wrong):
         if composed(path.stem) not in labelled:
             items.append(Item(path, split_of(path.parent, folder), boxes=[]))
             note(wrong, 'image without a .txt, taken as one without objects', path)
-    names = yolo_names(paths, wrong)
+    if points:
+        note(wrong, 'poses, of which the boxes are taken', points)
     classes = [str(names.get(i, i)) for i in range(max(most + 1, len(names)))]
     return 'YOLO', ('detection', 'instance') if outlines else ('detection', ), classes, items
 
 
-def yolo_names(paths, wrong):
-    """{number: name} of data.yaml, or of classes.txt or obj.names, a line a class."""
+def yolo_says(paths, wrong):
+    """{number: name} of data.yaml, or of classes.txt or obj.names, a line a class; the file that says it is of poses.
+    """
+    points = None
     for path in paths:
         if path.suffix in ('.yaml', '.yml'):
             try:
@@ -340,16 +407,19 @@ def yolo_names(paths, wrong):
                 note(wrong, 'unreadable YAML', path)
                 continue
             names = content.get('names') if isinstance(content, dict) else None
+            points = path if isinstance(content, dict) and 'kpt_shape' in content else points
             if isinstance(names, dict):
-                return {int(number): name for number, name in names.items() if str(number).isdecimal()}
+                return {int(number): name for number, name in names.items() if str(number).isdecimal()}, points
             if isinstance(names, list):
-                return dict(enumerate(names))
+                return dict(enumerate(names)), points
         elif path.name in ('classes.txt', 'obj.names'):
-            return dict(enumerate(lines_of(path)))
-    return {}
+            return dict(enumerate(lines_of(path))), points
+    return {}, points
 
 
-MASKS = re.compile('mask|label|annotation|semantic|seg|gt')
+# Of a folder of masks; not `length`, `segway`.
+MASKS = re.compile(r'mask|label|annotation|semantic|segmentation|(?<![a-z])(seg|gt|gtfine|gtcoarse|anns?)(?![a-z])')
+BESIDE = re.compile(r'(.+?)[_-](mask|label|seg|gt)s?([_-]?\d+)?')          # a mask's name beside its image's
 
 
 def masks(folder, paths, images, wrong):
@@ -381,6 +451,8 @@ def name_values(found, seen):
             values, by_value = [*values, IGNORED], False
         else:
             note(found.wrong, f'value {IGNORED} in the masks: taken as "nothing is said here"', found.items[0].mask)
+    if seen and not values:
+        raise ValueError(f'{found.folder}: the masks hold nothing but {IGNORED}, which says nothing')
     if len(values) > 255:
         raise ValueError(f'{found.folder}: the masks have {len(values)} values, and at most 255 are classes')
     if len(values) > max(len(found.items), 2 * len(names)):
@@ -415,8 +487,15 @@ def folders(folder, paths, images, wrong):
                     and not any(path.parent.name.lower() in words for words in SPLITS.values())})
     if len(names) < 2:
         return None
+    stems, drawn = {path.with_suffix('') for path in images}, set()
+    for path in images:
+        beside = BESIDE.fullmatch(path.stem)
+        if beside and path.with_name(beside[1]) in stems:
+            drawn.add(path)
+            note(wrong, 'mask beside its image, left out (a folder masks/ makes them classes of pixels)', path)
     items = [Item(path, split_of(path.parent.parent, folder) if path.parent.parent != folder else None,
-                  label=names.index(path.parent.name)) for path in images if path.parent.name in names]
+                  label=names.index(path.parent.name)) for path in images
+             if path.parent.name in names and path not in drawn]
     places = {}                                                         # of each class, but for its splits
     for item in items:
         above = item.image.parent.relative_to(folder).parts[:-1]
@@ -509,8 +588,11 @@ def drawable(outline, size):
     try:
         if isinstance(outline, dict):
             counts = outline.get('counts')
-            whole = sum(counts) == width * height if isinstance(counts, list) else bool(counts)
-            return outline if whole and outline.get('size') == [height, width] else None
+            if outline.get('size') != [height, width]:
+                return None
+            whole = (sum(counts) == width * height and all(isinstance(count, int) and count >= 0 for count in counts)
+                     if isinstance(counts, list) else runs(counts) == width * height)
+            return outline if whole else None
         parts = outline or []
         if parts and not isinstance(parts[0], list):                    # one polygon, bare
             parts = [parts]
@@ -518,6 +600,29 @@ def drawable(outline, size):
     except (KeyError, TypeError, ValueError):
         return None
     return [part for part in parts if len(part) >= 6 and len(part) % 2 == 0 and np.isfinite(part).all()] or None
+
+
+def runs(text):
+    """The pixels that COCO's packed run lengths are of, None for a text that is none (`rleFrString` of pycocotools).
+
+    A number has five bits in each letter from '0' on, a sixth says that more come; from the third on it is what a run
+    has more than the one before the last.
+    """
+    counts, number, shift = [], 0, 0
+    for letter in str(text):
+        bits = ord(letter) - 48
+        if not 0 <= bits < 64:
+            return None
+        number |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                number -= 1 << shift
+            counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+            if counts[-1] < 0:
+                return None
+            number, shift = 0, 0
+    return sum(counts) if counts and not shift else None
 
 
 # ---- splits

@@ -18,6 +18,7 @@ from e3va.command.config import load_config, nodes
 from .found import IGNORED, mask_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+FILES = 2               # a number for how `prepare_data` writes: what was written otherwise is not read
 READ = {'sweep', 'default_scope', 'custom_imports'}                     # of a config, beside what a Runner takes
 BASES = dict(detection='demo/atss_vit-s.py', instance='bench/instances.py', semantic='demo/nuclei.py',
              classification='demo/crops_vit-s.py')
@@ -33,7 +34,7 @@ def prepare_data(found, cache):
     mark = hashlib.sha256(repr([
         (str(item.image), item.split, item.size, item.boxes,
          str(item.mask and hashlib.sha256(item.mask.read_bytes()).hexdigest()), item.label) for item in found.items]
-        + [found.task, found.classes, found.values, CHOICE]).encode()).hexdigest()[:12]
+        + [found.task, found.classes, found.values, CHOICE, FILES]).encode()).hexdigest()[:12]
     place = Path(cache) / f'{found.folder.name}_{mark}'
     if not place.is_dir():
         with whole(place) as part:
@@ -41,6 +42,10 @@ def prepare_data(found, cache):
             if found.task == 'semantic':
                 lines = maps(found, part)
             elif found.task == 'classification':
+                broken = next((item.image for item in found.items if len(str(item.image).splitlines()) > 1), None)
+                if broken:
+                    raise ValueError(f'{str(broken)!r}: this name has the end of a line in it, and in the list of '
+                                     'images an image is a line; rename it')
                 lines = {item.image: f'{item.image} {item.label}' for item in found.items}
             for name, items in lists(found).items():
                 if found.task in ('detection', 'instance'):
@@ -66,13 +71,16 @@ def can_choose(found):
 
 
 def coco(items, classes, task):
-    """A COCO dict; paths are whole, so that it may stand anywhere. An instance without outline has its box as one."""
+    """A COCO dict; paths are whole, so that it may stand anywhere. An instance without outline has its box as one.
+
+    Objects are numbered from 1: pycocotools takes a match with number 0 for none.
+    """
     out = dict(images=[], annotations=[], categories=[dict(id=i, name=name) for i, name in enumerate(classes)])
     for i, item in enumerate(items):
         out['images'].append(dict(id=i, file_name=str(item.image), width=item.size[0], height=item.size[1]))
         for given in item.boxes:
             left, top, width, height = given['box']
-            entry = dict(id=len(out['annotations']), image_id=i, category_id=given['label'], bbox=given['box'],
+            entry = dict(id=len(out['annotations']) + 1, image_id=i, category_id=given['label'], bbox=given['box'],
                          area=width * height, iscrowd=int(given['crowd']))
             if task == 'instance':
                 entry['segmentation'] = given.get('outline') or [[
