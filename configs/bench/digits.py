@@ -24,7 +24,8 @@ sweep = dict(score='accuracy/top1', rates=[3e-4, 1e-3, 3e-3, 1e-2], weight_decay
                  norm_tuning=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
                  fourierft=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
                  **dict.fromkeys(late, [1e-3, 3e-3, 1e-2, 3e-2]),
-                 **dict.fromkeys(gps, [1e-3, 3e-3, 1e-2, 3e-2, 1e-1]) | dict(gps_net=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2]),
+                 **dict.fromkeys(gps, [1e-3, 3e-3, 1e-2, 3e-2, 1e-1]) | dict(
+                     gps_net=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2], gps_net_random=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1]),
                  **dict.fromkeys(adaptformer, [1e-3, 3e-3, 1e-2, 3e-2, 1e-1])),
              backbone_rate=dict.fromkeys(['full', 'partial', *gps], 0.1),       # the trunk's weights take less
              data='python tools/demo/prepare.py fetches it')
