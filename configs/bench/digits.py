@@ -14,14 +14,14 @@ gps = ['gps', 'gps_layer', 'gps_net', 'gps_net_random', 'gps_neuron_random', 'gp
 adaptformer = ['adaptformer', 'adaptformer_8', 'pear_adaptformer', 'vp_adaptformer', 'bi_adaptformer',
                'pear_bi_adaptformer']
 late = ['ssf', 'adapter', 'adapter_pfeiffer', 'vpt_deep', 'vpt_shallow', 'e2vpt', 'compacter', 'compacter_plusplus',
-        'lorand', 'adamix', 'spt_adapter', 'repadapter']
+        'adamix', 'spt_adapter', 'repadapter']
 sweep = dict(score='accuracy/top1', rates=[3e-4, 1e-3, 3e-3, 1e-2], weight_decays=[0.01, 0.1],
              rates_of=dict(                                             # where these end too early for a method
                  full=[3e-5, 1e-4, 3e-4, 1e-3, 3e-3],
                  mona=[1e-4, 3e-4, 1e-3, 3e-3],
                  partial=[3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
                  fixed=[3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
-                 norm_tuning=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
+                 norm_tuning=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1],
                  fourierft=[1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
                  **dict.fromkeys(late, [1e-3, 3e-3, 1e-2, 3e-2]),
                  **dict.fromkeys(gps, [1e-3, 3e-3, 1e-2, 3e-2, 1e-1]) | dict(
