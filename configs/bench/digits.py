@@ -14,7 +14,7 @@ gps = ['gps', 'gps_layer', 'gps_net', 'gps_net_random', 'gps_neuron_random', 'gp
 adaptformer = ['adaptformer', 'adaptformer_8', 'pear_adaptformer', 'vp_adaptformer', 'bi_adaptformer',
                'pear_bi_adaptformer']
 late = ['ssf', 'adapter', 'adapter_pfeiffer', 'vpt_deep', 'vpt_shallow', 'e2vpt', 'compacter', 'compacter_plusplus',
-        'adamix', 'spt_adapter', 'repadapter']
+        'adamix', 'spt_adapter', 'repadapter', 'pear_e3va']
 sweep = dict(score='accuracy/top1', rates=[3e-4, 1e-3, 3e-3, 1e-2], weight_decays=[0.01, 0.1],
              rates_of=dict(                                             # where these end too early for a method
                  full=[3e-5, 1e-4, 3e-4, 1e-3, 3e-3],
