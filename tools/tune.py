@@ -156,10 +156,10 @@ def configure(args, found, place, out, console):
     file, mark = out / 'config.py', f'Data: {place.name}. Command: {shlex.join(["python", *sys.argv])}'
     if file.is_file():
         text = file.read_text()
-        if comment(place.name)[2:] not in text.partition('\n\n')[0]:
+        if one_line(place.name) not in text.partition('\n\n')[0]:
             raise ValueError(f'{file} is of other data; name another folder by --out, or remove that one')
         console.print(f'goes on with {file}, as it is')
-        if not text.splitlines()[1].endswith(comment(shlex.join(sys.argv[1:]))[2:]):
+        if not text.splitlines()[1].endswith(one_line(shlex.join(sys.argv[1:]))):
             console.print('the command that wrote it was another one, and its choices stand: edit it, or name another '
                           'folder by --out')
         return Config.fromfile(file), [line.removeprefix('# ') for line in text.partition('\n\n')[0].splitlines()[3:]]
@@ -189,8 +189,13 @@ def configure(args, found, place, out, console):
 
 
 def comment(*lines):
-    """Lines of a config that are only read: a folder's name may have the end of a line in it, or braces."""
-    return '\n'.join(f'# {" ".join(line.splitlines())}'.rstrip().replace('{{', '{ {') for line in lines)
+    """Lines of a config that are only read."""
+    return '\n'.join(f'# {one_line(line)}'.rstrip() for line in lines)
+
+
+def one_line(text):
+    """A text for a comment: a folder's name may have the end of a line in it, or what mmengine puts variables for."""
+    return ' '.join(text.splitlines()).replace('{{', '{ {')
 
 
 def command(tool, *words):

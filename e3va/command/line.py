@@ -13,7 +13,6 @@ from urllib.error import URLError
 
 from mmengine.config import DictAction
 from mmengine.logging import print_log
-from mmengine.runner import Runner
 from rich.console import Console
 
 from ..files.checkpoint import trusting
@@ -104,8 +103,11 @@ def override(cfg, options):
     ValueError for a first key that nothing reads; one that is a variable of the config's file is said to change
     nothing.
     """
+    if not options:
+        return cfg
+    from mmengine.runner import Runner  # takes its time, and most calls give no options
     read = RUNNER | set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'}
-    for first in dict.fromkeys(key.partition('.')[0] for key in options or ()):
+    for first in dict.fromkeys(key.partition('.')[0] for key in options):
         if first not in read and first not in cfg:
             raise ValueError(f'--cfg-options {first}: a run reads no such key; {near(first, sorted(read))}. Options of '
                              'a method are model.backbone.method.NAME')

@@ -603,7 +603,9 @@ def drawable(outline, size):
 
 
 def runs(text):
-    """The pixels that COCO's packed run lengths are of, None for a text that is none (`rleFrString` of pycocotools).
+    """The pixels that COCO's packed run lengths are of, None for a text that is none.
+
+    pycocotools (`rleFrString`) takes some that are none, such as '0', and gives what lies in memory for their pixels.
 
     A number has five bits in each letter from '0' on, a sixth says that more come; from the third on it is what a run
     has more than the one before the last.
