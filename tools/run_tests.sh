@@ -7,4 +7,5 @@ bash tools/setup_env.sh
 workers=$(nproc)
 [ "$workers" -le 4 ] || workers=4
 export OMP_NUM_THREADS=1
-exec .venv/bin/python -m pytest --numprocesses "$workers" --dist loadfile "$@"
+# A test that ended its process is run once more, then no other.
+exec .venv/bin/python -m pytest --numprocesses "$workers" --max-worker-restart 1 --dist loadfile "$@"
