@@ -14,7 +14,7 @@ def read(files, take, has):
         has (str): what a row has, for the error.
 
     Raises:
-        ValueError: a line that is no JSON, or of which `take` cannot pick.
+        ValueError: a line that is no JSON, whose names are no texts, or of which `take` cannot pick.
     """
     for file in files:
         with open(file) as lines:
@@ -23,10 +23,20 @@ def read(files, take, has):
                     continue
                 place = f'{file}, line {number}'
                 try:
-                    taken = take(json.loads(line))
+                    taken = take(plain(json.loads(line)))
                 except (ValueError, TypeError, KeyError, AttributeError) as error:
                     raise ValueError(f'{place}: a row has {has}; {error!r}') from error
                 yield place, taken
+
+
+def plain(row):
+    """A row whose names are texts and whose settings are numbers, by which rows are told apart; ValueError."""
+    for names, kinds, what in ((('task', 'method', 'split', 'metric'), str, 'text'),
+                               (('seed', *SETTING), (int, float, type(None)), 'number')):
+        for name in names:
+            if name in row and not isinstance(row[name], kinds):
+                raise ValueError(f'{name} is {str(row[name]):.80}, no {what}')
+    return row
 
 
 def setting_of(row):

@@ -192,6 +192,8 @@ def test_gain_beside_cost(tmp_path, capsys):
     ([dict(task='coco', method='lora', split='val', value=1.)], 'no row of the test split'),
     ([dict(task='coco', method='lora', value=float('nan'))],
      'line 1: a row has task, method and value; ValueError(.the value is nan.)'),
+    ([dict(task=['coco', 'vtab'], method='lora', value=1.)], "line 1: .task is ['coco', 'vtab'], no text"),
+    ([dict(task='coco', method='lora', seed=[1], value=1.)], 'line 1: .seed is [1], no number'),
 ])
 def test_bad_rows_are_one_line(tmp_path, capsys, entries, says):
     with pytest.raises(SystemExit):
