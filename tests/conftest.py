@@ -13,10 +13,14 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
+from tqdm import tqdm
 from yapf.yapflib import yapf_api
 
 import e3va  # noqa: F401 helps the stack import, before any library
 from e3va.registry import MODELS
+
+os.environ['TORCHINDUCTOR_COMPILE_THREADS'] = '1'                       # no thread of another library runs beside a
+tqdm.monitor_interval = 0                                               # test: a backward pass once never came back
 
 yapf_api.FormatCode = lambda text, **style: (text, True)                # seconds a config, and how it looks is not ours
 for device in (torch.cuda, torch.xpu, torch.mtia):                      # each keeps the stack of every seed, in text
