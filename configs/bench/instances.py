@@ -20,7 +20,7 @@ batch = 4
 
 # ---- the task
 sweep = dict(score='coco/segm_mAP', times=100, rates=[3e-4, 1e-3, 3e-3], weight_decays=[0.01],
-             rates_of=dict(partial=[1e-3, 3e-3, 1e-2]),
+             rates_of=dict(partial=[1e-3, 3e-3, 1e-2], gps=[3e-4, 1e-3, 3e-3, 1e-2]),      # where these end too early
              backbone_rate=dict(full=0.1),                              # a whole backbone takes less
              data='configs/bench/README.md says where it is had')
 
