@@ -9,7 +9,9 @@ epochs = 10
 
 # ---- the task
 wide = [1e-3, 3e-3, 1e-2, 3e-2]
-sweep = dict(rates_of=dict(full=[3e-4, 1e-3, 3e-3], **dict.fromkeys(['fixed', 'partial', 'lora', 'lora_last'], wide)))
+sweep = dict(rates_of=dict(
+    full=[3e-4, 1e-3, 3e-3], gps=[3e-4, 1e-3, 3e-3, 1e-2],
+    **dict.fromkeys(['fixed', 'partial', 'lora', 'lora_last'], wide)))
 del wide                                                                # it says what is tried, not what is run
 train_dataloader = dict(dataset=dict(indices=[i for i in range(205) if i % 10 < 3]))
 
