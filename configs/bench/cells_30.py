@@ -10,8 +10,7 @@ epochs = 10
 # ---- the task
 wide = [1e-3, 3e-3, 1e-2, 3e-2]
 sweep = dict(rates_of=dict(
-    full=[3e-4, 1e-3, 3e-3], gps=[3e-4, 1e-3, 3e-3, 1e-2],
-    **dict.fromkeys(['fixed', 'partial', 'lora', 'lora_last'], wide)))
+    full=[3e-4, 1e-3, 3e-3], **dict.fromkeys(['fixed', 'partial', 'lora', 'lora_last', 'bitfit', 'gps'], wide)))
 del wide                                                                # it says what is tried, not what is run
 train_dataloader = dict(dataset=dict(indices=[i for i in range(205) if i % 10 < 3]))
 
