@@ -85,6 +85,13 @@ def test_the_front():
     assert results.front([(1, 5), (2, 4), (3, 7), (3, 6), (4, 7), (0, 1)]) == [(0, 1), (1, 5), (3, 7)]
 
 
+def test_sixty_methods_are_told_apart():
+    """The tables draw the figures' marks too."""
+    assert len(set(figures.looks(range(60)).values())) == 60
+    css = (ROOT / 'tools/reporting/page.css').read_text()
+    assert all(f'i.{mark}' in css or mark in ('circle', 'square') for mark in figures.MARKS)
+
+
 def test_an_axis_of_decades_keeps_zero():
     points = [('a', 0, 1, None), ('b', 10, 2, None), ('c', 1000, 3, None)]
     drawn = figures.against(points, figures.looks('abc'), 'x', 'y')
