@@ -23,13 +23,13 @@ def read(files, take, has):
                     continue
                 place = f'{file}, line {number}'
                 try:
-                    taken = take(plain(json.loads(line)))
+                    taken = take(checked(json.loads(line)))
                 except (ValueError, TypeError, KeyError, AttributeError) as error:
                     raise ValueError(f'{place}: a row has {has}; {error!r}') from error
                 yield place, taken
 
 
-def plain(row):
+def checked(row):
     """A row whose names are texts and whose settings are numbers, by which rows are told apart; ValueError."""
     for names, kinds, what in ((('task', 'method', 'split', 'metric'), str, 'text'),
                                (('seed', *SETTING), (int, float, type(None)), 'number')):

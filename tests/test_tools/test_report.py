@@ -37,7 +37,7 @@ def view(rows):
 
 
 def results_of(rows):
-    return [results.checked(row) for row in rows]
+    return [results.whole(row) for row in rows]
 
 
 # ---- what counts

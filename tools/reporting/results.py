@@ -59,15 +59,13 @@ class View:
 
 def read(paths):
     """All rows of some files of JSON lines."""
-    return [row for _, row in files.read(paths, checked, 'task, method, seed and value')]
+    return [row for _, row in files.read(paths, whole, 'task, method, seed and value')]
 
 
-def checked(row):
-    for key in ('task', 'method'):
-        if not isinstance(row[key], str):
-            raise TypeError(f'{key} is no text')
-    return dict(row, value=files.value_of(row), seed=row.get('seed', 0), split=row.get('split', 'test'),
-                metric=str(row.get('metric', 'score')))
+def whole(row):
+    """A row with what it may leave out."""
+    return dict(row, task=row['task'], method=row['method'], value=files.value_of(row), seed=row.get('seed', 0),
+                split=row.get('split', 'test'), metric=row.get('metric', 'score'))
 
 
 def views(rows):
